@@ -1,0 +1,150 @@
+"""What observers may see of a session: facts as frozen values, told once, where they are born.
+
+Sessions call an ``Emit``; metrics, logs, audit and the live feed are what stands behind it. An
+``Emit`` never blocks and never raises into a session, so losing an observer costs a line in the
+log and not a user's connection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from mailgate.model import Failure, Session, Side
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """The root of all events. ``session`` is live: observers read it and never write it."""
+
+    session: Session
+
+
+@dataclass(frozen=True, slots=True)
+class SessionOpened(Event):
+    """A client's connection was accepted and passed the connect gate."""
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFinished(Event):
+    """A TLS handshake with a client succeeded after ``seconds``; the session's ``tls`` is set."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFailed(Event):
+    """A TLS handshake with a client failed.
+
+    ``reason`` is one of: timeout, alpn, not_tls, protocol_version, no_shared_cipher,
+    unknown_certificate, closed, other.
+    """
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class LoginRefused(Event):
+    """A login did not succeed, for ``reason`` (Dovecot's vocabulary); the session may go on."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamConnected(Event):
+    """An upstream was reached, greeted and, where asked, TLS was started, in ``seconds``."""
+
+    pool: str
+    server: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamRefused(Event):
+    """An upstream could not be used for a login; ``state`` as in ``UpstreamFailed``."""
+
+    pool: str
+    server: str
+    failure: Failure
+    state: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class SessionEstablished(Event):
+    """The upstream accepted the login, ``seconds`` after the client's login was complete."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class CommandFinished(Event):
+    """A command was answered.
+
+    ``verb`` is a known verb in upper case (``UID FETCH``) or ``other``; ``result`` is ``ok``,
+    ``no``, ``bad``, ``err`` or ``refused``; ``seconds`` runs from the command's first line to its
+    completion.
+    """
+
+    verb: str
+    result: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class LimitStruck(Event):
+    """A rule of the gate delayed or refused something; ``action`` is ``delay``, ``deny`` or ``shed``."""
+
+    rule: str
+    action: str
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class BytesRelayed(Event):
+    """Bytes of the mail protocol went through since the last such event of this session.
+
+    Told now and then for a long session and once at its end, so that a counter of bytes rises
+    while a download runs. ``received`` came from the client, ``sent`` went to it.
+    """
+
+    received: int
+    sent: int
+
+
+@dataclass(frozen=True, slots=True)
+class SessionClosed(Event):
+    """A session is over; told exactly once for every ``SessionOpened``."""
+
+    side: Side
+    reason: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class CrashedSession(Event):
+    """A session ended by an error of mailgate's own; ``error`` holds the traceback for the log."""
+
+    error: BaseException
+
+
+Emit = Callable[[Event], None]
+E = TypeVar("E", bound=Event)
+
+
+def fan_out(observers: tuple[Emit, ...], on_error: Callable[[Emit, BaseException], None]) -> Emit:
+    """Return an Emit that tells every observer in turn.
+
+    An observer that raises is reported to ``on_error`` and the others are still told: what
+    watches mail must not be able to stop it.
+    """
+
+    def emit(event: Event) -> None:
+        for observer in observers:
+            try:
+                observer(event)
+            except Exception as error:
+                on_error(observer, error)
+
+    return emit
