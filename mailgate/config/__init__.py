@@ -1,0 +1,54 @@
+"""The configuration: a TOML text becomes frozen values, or a list of everything wrong with it.
+
+:func:`parse` is pure; :func:`load` reads a file and also looks whether the files and variables that
+it names are there. Relative paths count from the configuration's own folder.
+"""
+
+from mailgate.config.models import (
+    Admin,
+    Config,
+    KeyPair,
+    LimitSettings,
+    Listener,
+    ListenerTls,
+    Log,
+    Match,
+    Metrics,
+    Pool,
+    Profile,
+    RouteRule,
+    Server,
+    SniCertificate,
+    Tls,
+    TraceSettings,
+    UpstreamTls,
+    UpstreamTlsMode,
+)
+from mailgate.config.pattern import Pattern
+from mailgate.config.values import Endpoint, KeyFile, Network, SecretSource
+
+__all__ = [
+    "Admin",
+    "Config",
+    "Endpoint",
+    "KeyFile",
+    "KeyPair",
+    "LimitSettings",
+    "Listener",
+    "ListenerTls",
+    "Log",
+    "Match",
+    "Metrics",
+    "Network",
+    "Pattern",
+    "Pool",
+    "Profile",
+    "RouteRule",
+    "SecretSource",
+    "Server",
+    "SniCertificate",
+    "Tls",
+    "TraceSettings",
+    "UpstreamTls",
+    "UpstreamTlsMode",
+]

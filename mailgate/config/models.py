@@ -1,0 +1,502 @@
+"""The models of the configuration file, one class per table.
+
+Every option is described here and nowhere else: the JSON schema, ``check --print`` and the tables
+of docs/configuration.md are made from these classes. What one field can know about itself is
+checked here, what needs a second field is checked in :mod:`mailgate.config.checks`, so that every
+problem carries the path of the key that is to be changed.
+"""
+
+from __future__ import annotations
+
+import platform
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from mailgate.config.pattern import Pattern
+from mailgate.config.values import (
+    Count,
+    Endpoint,
+    Endpoints,
+    FilePath,
+    Flag,
+    IpNetwork,
+    Key,
+    KeyFile,
+    Name,
+    Seconds,
+    Settings,
+    Size,
+    Texts,
+    is_host_name,
+)
+from mailgate.model import Protocol
+
+Profile = Literal["modern", "intermediate", "legacy"]
+ListenerTls = Literal["implicit", "starttls", "starttls-optional", "off"]
+UpstreamTlsMode = Literal["implicit", "starttls", "off"]
+IMPLICIT_PORTS = frozenset({993, 995})
+CLEAR_PORTS = frozenset({143, 110})
+IDLE_DEFAULT = {Protocol.IMAP: 1860.0, Protocol.POP3: 600.0}
+# RFC 9051 §5.4 and RFC 1939 §3: an autologout timer lasts at least 30 and 10 minutes.
+IDLE_MINIMUM = {Protocol.IMAP: 1800.0, Protocol.POP3: 600.0}
+
+
+def _shown(default: str) -> dict[str, Any]:
+    """What the reference says in the place of a default that is computed."""
+    return {"x-default": default}
+
+
+def tls_by_port(endpoints: tuple[Endpoint, ...]) -> UpstreamTlsMode | None:
+    """Return the mode that well-known ports speak for (RFC 8314 §3), None when they do not agree."""
+    ports = {endpoint.port for endpoint in endpoints}
+    if ports and ports <= IMPLICIT_PORTS:
+        return "implicit"
+    if ports and ports <= CLEAR_PORTS:
+        return "starttls"
+    return None
+
+
+def _host_pattern(name: str) -> str:
+    plain = name.removeprefix("*.").removesuffix(".")
+    if not is_host_name(plain):
+        raise ValueError(f'{name!r} is not a domain: write "example.org" or "*.example.org"')
+    return name.removesuffix(".").lower()
+
+
+class KeyPair(Settings):
+    """A certificate with its chain, and its private key."""
+
+    certificate: FilePath = Field(description="The certificate and its chain, PEM, the server's own first.")
+    key: Key = Field(
+        description="The private key, PEM: a path, or { file, password } when it is encrypted."
+    )
+
+
+class SniCertificate(KeyPair):
+    """A certificate for clients that name one of these hosts (SNI, RFC 6066 §3)."""
+
+    names: Texts = Field(
+        min_length=1, description='Host names, exact or with one leading wildcard label ("*.example.org").'
+    )
+    alternate: KeyPair | None = Field(
+        default=None, description="A second pair of the other key type, so that RSA stands beside ECDSA."
+    )
+
+    @field_validator("names")
+    @classmethod
+    def _names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(_host_pattern(name) for name in names)
+
+
+class Tls(KeyPair):
+    """The default certificate of every listener with TLS."""
+
+    alternate: KeyPair | None = Field(
+        default=None, description="A second pair of the other key type, so that RSA stands beside ECDSA."
+    )
+    profile: Profile = Field(
+        default="intermediate",
+        description="modern: TLS 1.3 alone. intermediate: TLS 1.2 and later. "
+        "legacy: TLS 1.0 and later with weak ciphers, for devices that know nothing better.",
+    )
+    sni: tuple[SniCertificate, ...] = Field(
+        default=(), max_length=10_000, description="Certificates for other host names."
+    )
+    reload_interval: Seconds = Field(
+        default=10.0,
+        ge=1.0,
+        le=86400.0,
+        description="How often the files of certificates and keys are looked at for a change.",
+    )
+
+
+class Listener(Settings):
+    """Where mail clients connect."""
+
+    name: Name = Field(description="Its name in logs, metrics and routes.")
+    protocol: Protocol = Field(description="What clients speak here.")
+    bind: Endpoints = Field(
+        description='Where it listens: "0.0.0.0:993", "[::]:993", "unix:/run/mailgate/imap.sock".'
+    )
+    tls: ListenerTls = Field(
+        default_factory=lambda data: tls_by_port(data.get("bind", ())) or "implicit",
+        json_schema_extra=_shown("implicit on ports 993 and 995, starttls on 143 and 110; else it must be said"),
+        description="implicit: TLS from the first byte. starttls: in clear until STARTTLS or STLS, "
+        "which is needed before login. starttls-optional: offered, not needed. off: never.",
+    )
+    profile: Profile | None = Field(
+        default=None,
+        json_schema_extra=_shown("as in [tls]"),
+        description="The TLS profile of this listener alone, so that one old device does not lower the rest.",
+    )
+    inspect: Literal["commands", "login"] = Field(
+        default="commands",
+        description="commands: every command is framed, counted and filtered. "
+        "login: after login bytes are only copied.",
+    )
+    allow_plaintext_auth: Flag = Field(
+        default_factory=lambda data: (
+            data.get("tls") in ("off", "starttls-optional")
+            and all(endpoint.loopback for endpoint in data.get("bind", ()))
+        ),
+        json_schema_extra=_shown("true when every bind is loopback or a Unix socket, else false"),
+        description="Whether passwords are taken without TLS "
+        "(only with tls = off or starttls-optional).",
+    )
+    trusted: tuple[IpNetwork, ...] = Field(
+        default=(),
+        max_length=1000,
+        description="Networks of proxies and webmail whose word is believed: the x-* pairs of their "
+        "IMAP ID command reach the upstream.",
+    )
+    idle_timeout: Seconds = Field(
+        default_factory=lambda data: IDLE_DEFAULT[data.get("protocol", Protocol.IMAP)],
+        le=604800.0,
+        json_schema_extra=_shown("31m for imap, 10m for pop3"),
+        description="How long a session may be silent after login; "
+        "at least 30m for imap, 10m for pop3.",
+    )
+    login_timeout: Seconds = Field(
+        default=60.0, ge=1.0, le=3600.0, description="How long a client may take until it is logged in."
+    )
+    handshake_timeout: Seconds = Field(
+        default=10.0, ge=0.1, le=300.0, description="How long a TLS handshake with a client may take."
+    )
+
+
+class UpstreamTls(Settings):
+    """How connections to a pool's servers are protected."""
+
+    mode: UpstreamTlsMode = Field(
+        default="implicit",
+        json_schema_extra=_shown("implicit on ports 993 and 995, starttls on 143 and 110; else it must be said"),
+        description="implicit, starttls (needed, never falls back) or off.",
+    )
+    ca: Literal["system"] | FilePath = Field(
+        default="system",
+        description='Who vouches for the servers: "system", or a PEM file of certificate authorities.',
+    )
+    pin: Texts = Field(
+        default=(),
+        max_length=100,
+        description="SHA-256 fingerprints of the servers' certificates (hexadecimal, colons allowed), "
+        "in the place of a certificate authority and a name.",
+    )
+    name: str | None = Field(
+        default=None,
+        json_schema_extra=_shown("the server's host"),
+        description="The host name that the certificate must carry; also sent as SNI.",
+    )
+    verify: Flag = Field(default=True, description="false: any certificate will do. Only for tests.")
+    certificate: FilePath | None = Field(
+        default=None, description="A client certificate to show to the servers, PEM."
+    )
+    key: Key | None = Field(
+        default=None,
+        json_schema_extra=_shown("the certificate's file"),
+        description="The client certificate's private key: a path, or { file, password }.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_mode(cls, value: object) -> object:
+        return {"mode": value} if isinstance(value, str) else value
+
+    @field_validator("pin")
+    @classmethod
+    def _pins(cls, pins: tuple[str, ...]) -> tuple[str, ...]:
+        plain = tuple(pin.lower().removeprefix("sha256:").replace(":", "") for pin in pins)
+        if any(len(pin) != 64 or set(pin) - set("0123456789abcdef") for pin in plain):
+            raise ValueError("a pin is a SHA-256 fingerprint: 64 hexadecimal digits, colons allowed")
+        return plain
+
+    @field_validator("name")
+    @classmethod
+    def _name(cls, name: str | None) -> str | None:
+        if name is not None and not is_host_name(name):
+            raise ValueError("not a host name")
+        return name
+
+
+class Server(Settings):
+    """One mail server of a pool; a string is short for { address = … }."""
+
+    address: Endpoint = Field(description='"host:port", "[address]:port" or "unix:/path".')
+    name: str = Field(
+        default_factory=lambda data: str(data.get("address", "")),
+        json_schema_extra=_shown("the address"),
+        min_length=1,
+        max_length=128,
+        pattern=r"^[ -~]*$",
+        description="Its name in logs and metrics.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_address(cls, value: object) -> object:
+        return {"address": value} if isinstance(value, str | Endpoint) else value
+
+
+class Pool(Settings):
+    """Servers that hold the same mail. Its name is its key: ``[pool.NAME]``."""
+
+    name: str = Field(default="", exclude=True, json_schema_extra={"x-internal": True})
+    protocol: Protocol = Field(description="What the servers speak.")
+    servers: tuple[Server, ...] = Field(
+        min_length=1, max_length=1000, description="The servers: addresses, or { address, name } each."
+    )
+    tls: UpstreamTls = Field(
+        default_factory=UpstreamTls,
+        json_schema_extra=_shown("implicit or starttls by port, the system's certificate authorities"),
+        description="A table, or the mode alone.",
+    )
+    balance: Literal["round-robin"] = Field(
+        default="round-robin",
+        description="round-robin: each login goes to the next server, "
+        "those that were lately unreachable come last.",
+    )
+    allow_plaintext_auth: Flag = Field(
+        default=False,
+        description="Whether passwords may go to servers without TLS (tls = off). "
+        "Loopback addresses and Unix sockets need no permission.",
+    )
+    connect_timeout: Seconds = Field(
+        default=5.0, ge=0.1, le=300.0, description="How long one server may take to accept a connection."
+    )
+    greeting_timeout: Seconds = Field(
+        default=10.0, ge=0.1, le=300.0, description="How long its TLS handshake and greeting may take."
+    )
+    login_timeout: Seconds = Field(
+        default=30.0, ge=0.1, le=300.0, description="How long a login may take, over all servers tried."
+    )
+
+    @model_validator(mode="after")
+    def _mode_by_port(self) -> Pool:
+        if "mode" not in self.tls.model_fields_set:
+            mode = tls_by_port(tuple(server.address for server in self.servers))
+            if mode is not None:
+                tls = self.tls.model_copy(update={"mode": mode})
+                # The model is frozen for everybody else; here it is still being made.
+                self.__dict__["tls"] = tls
+        return self
+
+
+class Match(Settings):
+    """What a login must be for a route to take it: every key that is given must hold."""
+
+    user: Texts = Field(default=(), description="User names, whole and without regard to case.")
+    domain: Texts = Field(
+        default=(),
+        description='What stands behind the last @ of the user name; "*.example.org" '
+        "stands for every name below example.org.",
+    )
+    regex: str | None = Field(
+        default=None,
+        max_length=1000,
+        description="A regular expression that the whole user name must match, its domain in lower case.",
+    )
+    listener: Texts = Field(default=(), description="Names of listeners.")
+    protocol: Protocol | None = Field(default=None, description="What the client speaks.")
+
+    @property
+    def catches_all_users(self) -> bool:
+        """Whether no condition is on the user name."""
+        return not (self.user or self.domain or self.regex is not None)
+
+    @field_validator("user")
+    @classmethod
+    def _users(cls, users: tuple[str, ...]) -> tuple[str, ...]:
+        if any(not user or "*" in user for user in users):
+            raise ValueError("a user is a whole name; for patterns there are domain and regex")
+        return users
+
+    @field_validator("domain")
+    @classmethod
+    def _domains(cls, domains: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(_host_pattern(domain) for domain in domains)
+
+    @field_validator("regex")
+    @classmethod
+    def _regex(cls, regex: str | None) -> str | None:
+        if regex is not None:
+            Pattern(regex)
+        return regex
+
+
+class RouteRule(Settings):
+    """Where logins go. The first route whose match holds wins; one without match takes everyone."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\[\]-]*$", max_length=64)] = Field(
+        default="",
+        validate_default=False,
+        json_schema_extra=_shown("route[0], route[1] …"),
+        description="Its name in logs and in `mailgate route`.",
+    )
+    match: Match = Field(default_factory=Match, json_schema_extra=_shown("everyone"), description="Whom it takes.")
+    pool: str = Field(description="The pool that the logins go to.")
+
+
+class LimitSettings(Settings):
+    """What one client, one address and all together may do."""
+
+    sessions: Count = Field(default=20_000, description="Connections in all.")
+    sessions_per_address: Count = Field(
+        default=100, description="Connections from one address (IPv6: one /64 network)."
+    )
+    half_open: Count = Field(
+        default=2_000, description="Connections before login in all; over it the oldest is closed."
+    )
+    half_open_per_address: Count = Field(
+        default=50, description="Connections before login from one address; over it the oldest is closed."
+    )
+    failures_per_session: Count = Field(
+        default=3, le=100, description="Failed logins, after which a connection is closed."
+    )
+    failure_delay: Seconds = Field(
+        default=2.0,
+        ge=0.0,
+        le=300.0,
+        description="How long the answer to a connection's first failed login waits; doubles with each one.",
+    )
+    failure_delay_max: Seconds = Field(
+        default=15.0, ge=0.0, le=300.0, description="The longest such delay."
+    )
+    bad_commands: Count = Field(
+        default=10, le=1000, description="Bad commands before login, after which a connection is closed."
+    )
+    line: Size = Field(
+        default=65_536,
+        ge=8_192,
+        le=1 << 20,
+        description="Bytes of a line before login; a legal IMAP ID command has up to 31,841.",
+    )
+    literal: Size = Field(
+        default=16_384, ge=1_024, le=1 << 20, description="Bytes of a literal before login (IMAP)."
+    )
+    total: Size = Field(
+        default=262_144,
+        ge=16_384,
+        le=1 << 24,
+        description="Bytes that a client may send in all before it is logged in.",
+    )
+
+
+class Metrics(Settings):
+    """The HTTP listener for /metrics, /healthz and /readyz."""
+
+    bind: Endpoint = Field(description="Where it listens; everyone who can connect can read.")
+
+
+class Admin(Settings):
+    """The Unix socket that `mailgate trace` talks to."""
+
+    socket: FilePath = Field(description="Its path; it is made with mode 0600.")
+
+
+class Log(Settings):
+    """What is logged to standard error, and how."""
+
+    format: Literal["json", "text"] | None = Field(
+        default=None,
+        json_schema_extra=_shown("text on a terminal, else json"),
+        description="json: one object per line. text: for people.",
+    )
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="The least important kind of line that is still logged."
+    )
+
+
+class TraceSettings(Settings):
+    """Protocol traces of single users or addresses, for finding out what a client does."""
+
+    directory: FilePath | None = Field(
+        default=None,
+        json_schema_extra=_shown("no traces"),
+        description="Where traces are written; made with mode 0700, files with mode 0600.",
+    )
+
+
+class Config(Settings):
+    """A whole configuration, valid in itself. Made by :func:`mailgate.config.parse`."""
+
+    hostname: str = Field(
+        default_factory=lambda: platform.node() or "localhost",
+        json_schema_extra=_shown("the machine's"),
+        description="What mailgate calls itself in greetings.",
+    )
+    listener: tuple[Listener, ...] = Field(
+        min_length=1, max_length=1000, description="Where mail clients connect."
+    )
+    tls: Tls | None = Field(default=None, description="The certificate; needed by every listener with TLS.")
+    pool: dict[Name, Pool] = Field(min_length=1, description="The mail servers behind the gateway, by name.")
+    route: tuple[RouteRule, ...] = Field(
+        default=(),
+        max_length=10_000,
+        json_schema_extra=_shown("with a single pool: everyone to it"),
+        description="Which login goes where.",
+    )
+    limits: LimitSettings = Field(default_factory=LimitSettings, description="Limits.")
+    metrics: Metrics | None = Field(default=None, description="Metrics and health over HTTP.")
+    admin: Admin | None = Field(default=None, description="Administration over a Unix socket.")
+    log: Log = Field(default_factory=Log, description="Logging.")
+    trace: TraceSettings = Field(default_factory=TraceSettings, description="Protocol traces.")
+
+    @field_validator("hostname")
+    @classmethod
+    def _hostname(cls, hostname: str) -> str:
+        if not is_host_name(hostname):
+            raise ValueError("not a host name")
+        return hostname
+
+    @model_validator(mode="after")
+    def _names_from_keys(self) -> Config:
+        # The model is frozen for everybody else; here it is still being made.
+        self.__dict__["pool"] = {
+            name: pool.model_copy(update={"name": name}) for name, pool in self.pool.items()
+        }
+        rules = self.route
+        if not rules and len(self.pool) == 1:
+            rules = (RouteRule(name="default", pool=next(iter(self.pool))),)
+        self.__dict__["route"] = tuple(
+            rule if rule.name else rule.model_copy(update={"name": f"route[{index}]"})
+            for index, rule in enumerate(rules)
+        )
+        return self
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is allowed but should make an administrator think, one sentence each."""
+        from mailgate.config.checks import warnings
+
+        return warnings(self)
+
+    def masked_toml(self) -> str:
+        """Return this configuration as TOML with every default written out; it holds no secrets."""
+        from mailgate.config.show import to_toml
+
+        return to_toml(self)
+
+
+__all__ = [
+    "Admin",
+    "Config",
+    "Endpoint",
+    "KeyFile",
+    "KeyPair",
+    "LimitSettings",
+    "Listener",
+    "ListenerTls",
+    "Log",
+    "Match",
+    "Metrics",
+    "Pool",
+    "Profile",
+    "RouteRule",
+    "Server",
+    "SniCertificate",
+    "Tls",
+    "TraceSettings",
+    "UpstreamTls",
+    "UpstreamTlsMode",
+]
