@@ -25,6 +25,8 @@ from mailgate.config.models import (
     UpstreamTlsMode,
 )
 from mailgate.config.pattern import Pattern
+from mailgate.config.read import load, parse
+from mailgate.config.show import json_schema, reference
 from mailgate.config.values import Endpoint, KeyFile, Network, SecretSource
 
 __all__ = [
@@ -51,4 +53,8 @@ __all__ = [
     "TraceSettings",
     "UpstreamTls",
     "UpstreamTlsMode",
+    "json_schema",
+    "load",
+    "parse",
+    "reference",
 ]

@@ -9,11 +9,23 @@ problem carries the path of the key that is to be changed.
 from __future__ import annotations
 
 import platform
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from mailgate.config.pattern import Pattern
+from mailgate.config.tls import (
+    TLS_BY_PORT,
+    KeyPair,
+    Profile,
+    SniCertificate,
+    Tls,
+    UpstreamTls,
+    UpstreamTlsMode,
+    host_pattern,
+    shown,
+    tls_by_port,
+)
 from mailgate.config.values import (
     Count,
     Endpoint,
@@ -21,7 +33,6 @@ from mailgate.config.values import (
     FilePath,
     Flag,
     IpNetwork,
-    Key,
     KeyFile,
     Name,
     Seconds,
@@ -32,83 +43,8 @@ from mailgate.config.values import (
 )
 from mailgate.model import Protocol
 
-Profile = Literal["modern", "intermediate", "legacy"]
 ListenerTls = Literal["implicit", "starttls", "starttls-optional", "off"]
-UpstreamTlsMode = Literal["implicit", "starttls", "off"]
-IMPLICIT_PORTS = frozenset({993, 995})
-CLEAR_PORTS = frozenset({143, 110})
 IDLE_DEFAULT = {Protocol.IMAP: 1860.0, Protocol.POP3: 600.0}
-# RFC 9051 §5.4 and RFC 1939 §3: an autologout timer lasts at least 30 and 10 minutes.
-IDLE_MINIMUM = {Protocol.IMAP: 1800.0, Protocol.POP3: 600.0}
-
-
-def _shown(default: str) -> dict[str, Any]:
-    """What the reference says in the place of a default that is computed."""
-    return {"x-default": default}
-
-
-def tls_by_port(endpoints: tuple[Endpoint, ...]) -> UpstreamTlsMode | None:
-    """Return the mode that well-known ports speak for (RFC 8314 §3), None when they do not agree."""
-    ports = {endpoint.port for endpoint in endpoints}
-    if ports and ports <= IMPLICIT_PORTS:
-        return "implicit"
-    if ports and ports <= CLEAR_PORTS:
-        return "starttls"
-    return None
-
-
-def _host_pattern(name: str) -> str:
-    plain = name.removeprefix("*.").removesuffix(".")
-    if not is_host_name(plain):
-        raise ValueError(f'{name!r} is not a domain: write "example.org" or "*.example.org"')
-    return name.removesuffix(".").lower()
-
-
-class KeyPair(Settings):
-    """A certificate with its chain, and its private key."""
-
-    certificate: FilePath = Field(description="The certificate and its chain, PEM, the server's own first.")
-    key: Key = Field(
-        description="The private key, PEM: a path, or { file, password } when it is encrypted."
-    )
-
-
-class SniCertificate(KeyPair):
-    """A certificate for clients that name one of these hosts (SNI, RFC 6066 §3)."""
-
-    names: Texts = Field(
-        min_length=1, description='Host names, exact or with one leading wildcard label ("*.example.org").'
-    )
-    alternate: KeyPair | None = Field(
-        default=None, description="A second pair of the other key type, so that RSA stands beside ECDSA."
-    )
-
-    @field_validator("names")
-    @classmethod
-    def _names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(_host_pattern(name) for name in names)
-
-
-class Tls(KeyPair):
-    """The default certificate of every listener with TLS."""
-
-    alternate: KeyPair | None = Field(
-        default=None, description="A second pair of the other key type, so that RSA stands beside ECDSA."
-    )
-    profile: Profile = Field(
-        default="intermediate",
-        description="modern: TLS 1.3 alone. intermediate: TLS 1.2 and later. "
-        "legacy: TLS 1.0 and later with weak ciphers, for devices that know nothing better.",
-    )
-    sni: tuple[SniCertificate, ...] = Field(
-        default=(), max_length=10_000, description="Certificates for other host names."
-    )
-    reload_interval: Seconds = Field(
-        default=10.0,
-        ge=1.0,
-        le=86400.0,
-        description="How often the files of certificates and keys are looked at for a change.",
-    )
 
 
 class Listener(Settings):
@@ -121,13 +57,13 @@ class Listener(Settings):
     )
     tls: ListenerTls = Field(
         default_factory=lambda data: tls_by_port(data.get("bind", ())) or "implicit",
-        json_schema_extra=_shown("implicit on ports 993 and 995, starttls on 143 and 110; else it must be said"),
+        json_schema_extra=shown(TLS_BY_PORT),
         description="implicit: TLS from the first byte. starttls: in clear until STARTTLS or STLS, "
         "which is needed before login. starttls-optional: offered, not needed. off: never.",
     )
     profile: Profile | None = Field(
         default=None,
-        json_schema_extra=_shown("as in [tls]"),
+        json_schema_extra=shown("as in [tls]"),
         description="The TLS profile of this listener alone, so that one old device does not lower the rest.",
     )
     inspect: Literal["commands", "login"] = Field(
@@ -140,9 +76,8 @@ class Listener(Settings):
             data.get("tls") in ("off", "starttls-optional")
             and all(endpoint.loopback for endpoint in data.get("bind", ()))
         ),
-        json_schema_extra=_shown("true when every bind is loopback or a Unix socket, else false"),
-        description="Whether passwords are taken without TLS "
-        "(only with tls = off or starttls-optional).",
+        json_schema_extra=shown("true when every bind is loopback or a Unix socket, else false"),
+        description="Whether passwords are taken without TLS (only with tls = off or starttls-optional).",
     )
     trusted: tuple[IpNetwork, ...] = Field(
         default=(),
@@ -153,9 +88,8 @@ class Listener(Settings):
     idle_timeout: Seconds = Field(
         default_factory=lambda data: IDLE_DEFAULT[data.get("protocol", Protocol.IMAP)],
         le=604800.0,
-        json_schema_extra=_shown("31m for imap, 10m for pop3"),
-        description="How long a session may be silent after login; "
-        "at least 30m for imap, 10m for pop3.",
+        json_schema_extra=shown("31m for imap, 10m for pop3"),
+        description="How long a session may be silent after login; at least 30m for imap, 10m for pop3.",
     )
     login_timeout: Seconds = Field(
         default=60.0, ge=1.0, le=3600.0, description="How long a client may take until it is logged in."
@@ -164,59 +98,10 @@ class Listener(Settings):
         default=10.0, ge=0.1, le=300.0, description="How long a TLS handshake with a client may take."
     )
 
-
-class UpstreamTls(Settings):
-    """How connections to a pool's servers are protected."""
-
-    mode: UpstreamTlsMode = Field(
-        default="implicit",
-        json_schema_extra=_shown("implicit on ports 993 and 995, starttls on 143 and 110; else it must be said"),
-        description="implicit, starttls (needed, never falls back) or off.",
-    )
-    ca: Literal["system"] | FilePath = Field(
-        default="system",
-        description='Who vouches for the servers: "system", or a PEM file of certificate authorities.',
-    )
-    pin: Texts = Field(
-        default=(),
-        max_length=100,
-        description="SHA-256 fingerprints of the servers' certificates (hexadecimal, colons allowed), "
-        "in the place of a certificate authority and a name.",
-    )
-    name: str | None = Field(
-        default=None,
-        json_schema_extra=_shown("the server's host"),
-        description="The host name that the certificate must carry; also sent as SNI.",
-    )
-    verify: Flag = Field(default=True, description="false: any certificate will do. Only for tests.")
-    certificate: FilePath | None = Field(
-        default=None, description="A client certificate to show to the servers, PEM."
-    )
-    key: Key | None = Field(
-        default=None,
-        json_schema_extra=_shown("the certificate's file"),
-        description="The client certificate's private key: a path, or { file, password }.",
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_mode(cls, value: object) -> object:
-        return {"mode": value} if isinstance(value, str) else value
-
-    @field_validator("pin")
-    @classmethod
-    def _pins(cls, pins: tuple[str, ...]) -> tuple[str, ...]:
-        plain = tuple(pin.lower().removeprefix("sha256:").replace(":", "") for pin in pins)
-        if any(len(pin) != 64 or set(pin) - set("0123456789abcdef") for pin in plain):
-            raise ValueError("a pin is a SHA-256 fingerprint: 64 hexadecimal digits, colons allowed")
-        return plain
-
-    @field_validator("name")
-    @classmethod
-    def _name(cls, name: str | None) -> str | None:
-        if name is not None and not is_host_name(name):
-            raise ValueError("not a host name")
-        return name
+    @property
+    def follows_port(self) -> bool:
+        """Whether the ports alone say how TLS is used."""
+        return tls_by_port(self.bind) is not None
 
 
 class Server(Settings):
@@ -225,7 +110,7 @@ class Server(Settings):
     address: Endpoint = Field(description='"host:port", "[address]:port" or "unix:/path".')
     name: str = Field(
         default_factory=lambda data: str(data.get("address", "")),
-        json_schema_extra=_shown("the address"),
+        json_schema_extra=shown("the address"),
         min_length=1,
         max_length=128,
         pattern=r"^[ -~]*$",
@@ -238,17 +123,25 @@ class Server(Settings):
         return {"address": value} if isinstance(value, str | Endpoint) else value
 
 
+ServerEntry = Annotated[
+    Server, BeforeValidator(lambda value: value, json_schema_input_type=Endpoint | Server)
+]
+UpstreamTlsEntry = Annotated[
+    UpstreamTls, BeforeValidator(lambda value: value, json_schema_input_type=UpstreamTlsMode | UpstreamTls)
+]
+
+
 class Pool(Settings):
     """Servers that hold the same mail. Its name is its key: ``[pool.NAME]``."""
 
     name: str = Field(default="", exclude=True, json_schema_extra={"x-internal": True})
     protocol: Protocol = Field(description="What the servers speak.")
-    servers: tuple[Server, ...] = Field(
+    servers: tuple[ServerEntry, ...] = Field(
         min_length=1, max_length=1000, description="The servers: addresses, or { address, name } each."
     )
-    tls: UpstreamTls = Field(
+    tls: UpstreamTlsEntry = Field(
         default_factory=UpstreamTls,
-        json_schema_extra=_shown("implicit or starttls by port, the system's certificate authorities"),
+        json_schema_extra=shown("implicit or starttls by port, the system's certificate authorities"),
         description="A table, or the mode alone.",
     )
     balance: Literal["round-robin"] = Field(
@@ -314,7 +207,7 @@ class Match(Settings):
     @field_validator("domain")
     @classmethod
     def _domains(cls, domains: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(_host_pattern(domain) for domain in domains)
+        return tuple(host_pattern(domain) for domain in domains)
 
     @field_validator("regex")
     @classmethod
@@ -330,10 +223,12 @@ class RouteRule(Settings):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\[\]-]*$", max_length=64)] = Field(
         default="",
         validate_default=False,
-        json_schema_extra=_shown("route[0], route[1] …"),
+        json_schema_extra=shown("route[0], route[1] …"),
         description="Its name in logs and in `mailgate route`.",
     )
-    match: Match = Field(default_factory=Match, json_schema_extra=_shown("everyone"), description="Whom it takes.")
+    match: Match = Field(
+        default_factory=Match, json_schema_extra=shown("everyone"), description="Whom it takes."
+    )
     pool: str = Field(description="The pool that the logins go to.")
 
 
@@ -359,9 +254,7 @@ class LimitSettings(Settings):
         le=300.0,
         description="How long the answer to a connection's first failed login waits; doubles with each one.",
     )
-    failure_delay_max: Seconds = Field(
-        default=15.0, ge=0.0, le=300.0, description="The longest such delay."
-    )
+    failure_delay_max: Seconds = Field(default=15.0, ge=0.0, le=300.0, description="The longest such delay.")
     bad_commands: Count = Field(
         default=10, le=1000, description="Bad commands before login, after which a connection is closed."
     )
@@ -399,7 +292,7 @@ class Log(Settings):
 
     format: Literal["json", "text"] | None = Field(
         default=None,
-        json_schema_extra=_shown("text on a terminal, else json"),
+        json_schema_extra=shown("text on a terminal, else json"),
         description="json: one object per line. text: for people.",
     )
     level: Literal["debug", "info", "warning", "error"] = Field(
@@ -412,7 +305,7 @@ class TraceSettings(Settings):
 
     directory: FilePath | None = Field(
         default=None,
-        json_schema_extra=_shown("no traces"),
+        json_schema_extra=shown("no traces"),
         description="Where traces are written; made with mode 0700, files with mode 0600.",
     )
 
@@ -422,7 +315,7 @@ class Config(Settings):
 
     hostname: str = Field(
         default_factory=lambda: platform.node() or "localhost",
-        json_schema_extra=_shown("the machine's"),
+        json_schema_extra=shown("the machine's"),
         description="What mailgate calls itself in greetings.",
     )
     listener: tuple[Listener, ...] = Field(
@@ -433,7 +326,7 @@ class Config(Settings):
     route: tuple[RouteRule, ...] = Field(
         default=(),
         max_length=10_000,
-        json_schema_extra=_shown("with a single pool: everyone to it"),
+        json_schema_extra=shown("with a single pool: everyone to it"),
         description="Which login goes where.",
     )
     limits: LimitSettings = Field(default_factory=LimitSettings, description="Limits.")

@@ -112,7 +112,8 @@ class Pattern:
             taken = set()
             for state in states:
                 step = self._program[state] if state < final else None
-                if isinstance(step, _Step) and isinstance(step.test, _Chars) and step.test.has(code, self._folded):
+                test = step.test if isinstance(step, _Step) else None
+                if isinstance(test, _Chars) and test.has(code, self._folded):
                     taken.add(state + 1)
             if not taken:
                 return False
@@ -140,7 +141,7 @@ class Pattern:
     def _emit(self, node: _Node) -> None:
         program = self._program
         if len(program) >= MAX_STEPS:
-            raise ValueError(f"the pattern is too large: more than {MAX_STEPS} steps when repetitions are written out")
+            raise ValueError(f"the pattern is too large: over {MAX_STEPS} steps with repetitions written out")
         match node:
             case _Chars() | _Anchor():
                 program.append(_Step(node))
@@ -282,7 +283,9 @@ class _Parser:
             if self._source.startswith("?i)", self._at):
                 raise self._wrong("(?i) stands at the very beginning")
             if not self._source.startswith("?:", self._at):
-                raise self._wrong("only ( ), (?: ) and a leading (?i) are known; looking ahead or behind is not")
+                raise self._wrong(
+                    "only ( ), (?: ) and a leading (?i) are known; looking ahead or behind is not"
+                )
             self._at += 2
         self._depth += 1
         if self._depth > MAX_DEPTH:
@@ -300,7 +303,9 @@ class _Parser:
             return _CLASSES[character]
         if not character or character.isalnum():
             self._at -= 1
-            raise self._wrong(r"unknown escape; \d \w \s and escaped punctuation are known, back references are not")
+            raise self._wrong(
+                r"unknown escape; \d \w \s and escaped punctuation are known, back references are not"
+            )
         return _single(character)
 
     def _class(self) -> _Chars:

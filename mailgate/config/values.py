@@ -132,7 +132,9 @@ class Endpoint:
         )
 
     @classmethod
-    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
         return {
             "type": "string",
             "title": "Endpoint",
@@ -214,7 +216,8 @@ def _network(value: object) -> object:
         try:
             return ipaddress.ip_network(value)
         except ValueError as error:
-            raise ValueError(f'a network is written "10.0.0.0/8" or "2001:db8::/32" ({error})') from None
+            hint = "; the part behind the prefix must be zero" if "host bits" in str(error) else ""
+            raise ValueError(f'a network is written "10.0.0.0/8" or "2001:db8::/32"{hint}') from None
     raise ValueError('a network is a string such as "10.0.0.0/8"')
 
 
@@ -246,7 +249,8 @@ FilePath = Annotated[Path, AfterValidator(_resolve)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)]
 IpNetwork = Annotated[
     Network,
-    BeforeValidator(_network, json_schema_input_type=str),
+    BeforeValidator(_network),
+    WithJsonSchema({"type": "string", "title": "Network", "description": '"10.0.0.0/8" or "2001:db8::/32"'}),
 ]
 Endpoints = Annotated[
     tuple[Endpoint, ...],
@@ -266,7 +270,9 @@ class SecretSource(Settings):
         default=None, description="A file that holds the secret; one line end at its end is dropped."
     )
     env: str | None = Field(
-        default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="The environment variable that holds it."
+        default=None,
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+        description="The environment variable that holds it.",
     )
 
     @model_validator(mode="before")
@@ -312,4 +318,4 @@ class KeyFile(Settings):
         return {"file": value} if isinstance(value, str | Path) else value
 
 
-Key = Annotated[KeyFile, BeforeValidator(lambda value: value, json_schema_input_type=KeyFile | str)]
+Key = Annotated[KeyFile, BeforeValidator(lambda value: value, json_schema_input_type=Path | KeyFile)]
