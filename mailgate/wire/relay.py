@@ -55,6 +55,15 @@ class RelayCore(Protocol):
     """Seconds that the gate wants the shell to wait before it sends ``to_upstream``."""
     logged_out: bool
     """The client's LOGOUT or QUIT was answered: the end of this session is a regular one."""
+    fatal: str
+    """Why the session cannot go on soundly; empty while it can."""
+    opaque: bool
+    """Whether this core does not know commands, so that only silence tells that none is under way."""
+
+    @property
+    def at_boundary(self) -> bool:
+        """Whether the client is at the end of a response, where a line of the gateway's may stand."""
+        ...
 
     def client_sent(self, data: bytes | bytearray, end: int, now: float) -> int:
         """Take ``data[:end]`` from the client; return how many bytes were consumed.
@@ -87,7 +96,7 @@ class RelayCore(Protocol):
 class CopyRelay:
     """Copies bytes without looking at them (``inspect = "login"``)."""
 
-    __slots__ = ("delay", "finished", "logged_out", "to_client", "to_upstream")
+    __slots__ = ("delay", "fatal", "finished", "logged_out", "opaque", "to_client", "to_upstream")
 
     def __init__(self) -> None:
         self.to_client: list[Buffer] = []
@@ -95,6 +104,8 @@ class CopyRelay:
         self.finished: list[Finished] = []
         self.delay = 0.0
         self.logged_out = False
+        self.fatal = ""
+        self.opaque = True
 
     def client_sent(self, data: bytes | bytearray, end: int, now: float) -> int:
         """Forward all of it."""
@@ -104,6 +115,11 @@ class CopyRelay:
     def upstream_sent(self, data: bytes | bytearray, end: int, now: float) -> None:
         """Forward all of it."""
         self.to_client.append(memoryview(data)[:end])
+
+    @property
+    def at_boundary(self) -> bool:
+        """Never: where a response ends is not known."""
+        return False
 
     @property
     def blocked(self) -> bool:

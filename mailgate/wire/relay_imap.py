@@ -124,6 +124,7 @@ class ImapRelay:
         "finished",
         "literals",
         "logged_out",
+        "opaque",
         "to_client",
         "to_upstream",
     )
@@ -142,6 +143,7 @@ class ImapRelay:
         self.delay = 0.0
         self.logged_out = False
         self.fatal = ""
+        self.opaque = False
         self.literals: LiteralMode = literal_mode(capabilities)
         self._decide = decide
         self._visible = visible
@@ -389,6 +391,7 @@ class ImapRelay:
                 self._keep(line, now)
             else:
                 self._line(line, now)
+                self._flush_replies()
         mark = at
         while at < end:
             if self._left:
@@ -513,7 +516,12 @@ class ImapRelay:
         self._replies.append(reply)
         self._flush_replies()
 
+    @property
+    def at_boundary(self) -> bool:
+        """Whether the last byte for the client ended a response."""
+        return self._starts and not self._left and not self._tail
+
     def _flush_replies(self) -> None:
-        if self._replies and self._starts and not self._left and not self._tail:
+        if self._replies and self.at_boundary:
             self.to_client += self._replies
             self._replies.clear()

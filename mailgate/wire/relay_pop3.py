@@ -68,6 +68,7 @@ class Pop3Relay:
         "fatal",
         "finished",
         "logged_out",
+        "opaque",
         "to_client",
         "to_upstream",
     )
@@ -79,6 +80,7 @@ class Pop3Relay:
         self.delay = 0.0
         self.logged_out = False
         self.fatal = ""
+        self.opaque = False
         self._decide = decide
         self._visible = visible
         self._verbs = verbs
@@ -169,6 +171,11 @@ class Pop3Relay:
         self.finished.append(Finished(verb, result, 0.0))
         self._in_flight.append(_Pending(verb, False, now, reply))
         self._answer_refused()
+
+    @property
+    def at_boundary(self) -> bool:
+        """Whether the last byte for the client ended a reply."""
+        return self._block is None and not self._tail
 
     # ---------------------------------------------------------------- what the upstream sends
 

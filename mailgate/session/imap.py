@@ -1,0 +1,279 @@
+"""The IMAP dialogue before login (RFC 9051 §6.1 and §6.2, RFC 3501), with ID (RFC 2971).
+
+Everything that the client says before STARTTLS is forgotten after it, and a byte that arrives in
+clear behind that command ends the connection: it would be the beginning of a command injection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from mailgate.model import ALLOW, Login, Mechanism, Protocol, Refusal, Secret, Side, Verdict
+from mailgate.policy import access, answers
+from mailgate.session.dialogue import Dialogue, SessionOver, SignedIn
+from mailgate.wire import sasl
+from mailgate.wire.imap import BadCommand, Command, CommandReceiver, LiteralAnnounced
+from mailgate.wire.relay_imap import ImapRelay
+
+MAX_ID_PAIRS: Final = 30
+"""RFC 2971 §3.3: a client may send at most 30 pairs."""
+
+_AUTHENTICATED_ONLY: Final = "Log in first"
+
+
+class ImapDialogue(Dialogue):
+    """See :class:`Dialogue`."""
+
+    protocol = Protocol.IMAP
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
+        self._receiver = CommandReceiver(self.services.limits)
+        self._tag = b"*"
+        self._client_id: tuple[tuple[bytes, bytes | None], ...] | None = None
+        self._asked_capabilities = False
+
+    # ---------------------------------------------------------------- before login
+
+    async def greet(self) -> None:
+        """Send ``* OK`` with the capabilities."""
+        await self.send(f"* OK [CAPABILITY {self._capabilities()}] {self.services.hostname} ready\r\n".encode())
+
+    def _capabilities(self) -> str:
+        return " ".join(
+            access.greeting_capabilities(
+                self.services.upstream_capabilities(self.session),
+                tls_available=self.connection.can_start_tls,
+                tls_active=self.session.tls is not None,
+                plaintext_ok=self.credentials_allowed,
+                mechanisms=self.mechanisms,
+            )
+        )
+
+    async def read_login(self) -> Login:
+        """Answer commands until LOGIN or AUTHENTICATE is complete."""
+        while True:
+            item = self._receiver.next()
+            if item is None:
+                await self.fill()
+            elif isinstance(item, LiteralAnnounced):
+                await self.send(b"+ OK\r\n")
+            elif isinstance(item, BadCommand):
+                await self._bad(item)
+            else:
+                self._tag = item.tag
+                handler = _COMMANDS.get(item.name)
+                if handler is None:
+                    known = item.name in access.KNOWN_VERBS[Protocol.IMAP]
+                    await self._say_bad(_AUTHENTICATED_ONLY if known else "Unknown command")
+                elif (login := await handler(self, item)) is not None:
+                    return login
+
+    async def _bad(self, bad: BadCommand) -> None:
+        if bad.foreign:
+            await self.send(b"* BYE This is an IMAP server\r\n")
+            raise SessionOver(Side.CLIENT, "protocol")
+        if bad.fatal:
+            await self.send(f"* BYE {bad.text}\r\n".encode("ascii"))
+            raise SessionOver(Side.CLIENT, "protocol")
+        await self.send(b"%b BAD %b\r\n" % (bad.tag or b"*", bad.text.encode("ascii")))
+        await self.count_bad()
+
+    async def _say(self, status: str, text: str) -> None:
+        await self.send(b"%b %b\r\n" % (self._tag, f"{status} {text}".encode("ascii")))
+
+    async def _say_bad(self, text: str) -> None:
+        await self._say("BAD", text)
+        await self.count_bad()
+
+    async def _capability(self, command: Command) -> Login | None:
+        if command.args:
+            await self._say_bad("CAPABILITY takes no arguments")
+            return None
+        self._asked_capabilities = True
+        await self.send(f"* CAPABILITY {self._capabilities()}\r\n".encode())
+        await self._say("OK", "Capability completed")
+        return None
+
+    async def _noop(self, command: Command) -> Login | None:
+        await self._say("OK", "NOOP completed")
+        return None
+
+    async def _logout(self, command: Command) -> Login | None:
+        await self.send(b"* BYE Logging out\r\n")
+        await self._say("OK", "Logout completed")
+        raise SessionOver(Side.CLIENT, "auth_failed" if self.session.failures else "no_auth_attempts")
+
+    async def _id(self, command: Command) -> Login | None:
+        pairs = _id_pairs(command)
+        if pairs is None:
+            await self._say_bad("ID takes NIL or a list of up to 30 pairs of strings")
+            return None
+        self._client_id = pairs
+        await self.send(b'* ID ("name" "mailgate")\r\n')
+        await self._say("OK", "ID completed")
+        return None
+
+    async def _starttls(self, command: Command) -> Login | None:
+        if command.args:
+            await self._say_bad("STARTTLS takes no arguments")
+            return None
+        if not self.connection.can_start_tls:
+            await self._say_bad("TLS is already active" if self.session.tls else "TLS is not available")
+            return None
+        if self._receiver.buffered:
+            raise SessionOver(Side.CLIENT, "protocol")
+        await self._say("OK", "Begin TLS negotiation now")
+        await self.connection.start_tls()
+        self._receiver = CommandReceiver(self.services.limits)
+        self._client_id = None
+        self._asked_capabilities = False
+        return None
+
+    async def _login(self, command: Command) -> Login | None:
+        self._mechanism = Mechanism.COMMAND
+        match command.args:
+            case (bytes() as user, bytes() as password):
+                pass
+            case _:
+                await self._say_bad("LOGIN takes a user name and a password")
+                return None
+        if not self.credentials_allowed:
+            await self._turn_down(answers.CLEARTEXT_DISABLED)
+            return None
+        if sasl.has_control(user) or sasl.has_control(password) or not user:
+            await self._turn_down(answers.INVALID_CREDENTIALS)
+            return None
+        return self._complete(Mechanism.COMMAND, user, b"", Secret(password))
+
+    async def _authenticate(self, command: Command) -> Login | None:
+        match command.args:
+            case (bytes() as name,):
+                initial = None
+            case (bytes() as name, bytes() as initial):
+                pass
+            case _:
+                await self._say_bad("AUTHENTICATE takes a mechanism and perhaps an initial response")
+                return None
+        if not self.credentials_allowed:
+            await self._turn_down(answers.CLEARTEXT_DISABLED)
+            return None
+        mechanism = next((one for one in self.mechanisms if one.encode() == name.upper()), None)
+        if mechanism is None:
+            await self._turn_down(answers.INVALID_MECHANISM)
+            return None
+        self._mechanism = mechanism
+        try:
+            credentials = await self.exchange(mechanism, initial)
+        except sasl.SaslError as error:
+            self._mechanism = Mechanism.COMMAND
+            refusal = answers.SASL_REFUSALS[error.reason]
+            if error.reason in {"invalid_base64", "auth_aborted_by_client"}:
+                self.refused(refusal)
+                await self._say_bad(refusal.text)
+            else:
+                await self._turn_down(refusal)
+            return None
+        return self._complete(mechanism, credentials.user, credentials.authzid, credentials.secret)
+
+    async def _turn_down(self, refusal: Refusal) -> None:
+        """Refuse a login that never becomes one."""
+        self.refused(refusal)
+        await self._answer_refusal(refusal)
+        await self.count_bad()
+
+    def _complete(self, mechanism: Mechanism, user: bytes, authzid: bytes, secret: Secret) -> Login:
+        return Login(
+            protocol=Protocol.IMAP,
+            user=user,
+            secret=secret,
+            mechanism=mechanism,
+            authzid=authzid,
+            tag=self._tag,
+            client_id=self._client_id,
+        )
+
+    # ---------------------------------------------------------------- the outcome
+
+    async def _answer_refusal(self, refusal: Refusal) -> None:
+        await self.send(answers.imap_reply(refusal, self._tag))
+
+    async def goodbye(self, refusal: Refusal) -> None:
+        """Send ``* BYE``."""
+        await self.send(answers.imap_reply(refusal, None, "BYE"))
+
+    async def accept(self, signed_in: SignedIn) -> None:
+        """Send the tagged OK with the upstream's capabilities, filtered.
+
+        A client that asked for capabilities before login keeps those unless it is told again
+        (many ignore the response code), so it is sent an untagged response as well.
+        """
+        shown = b" ".join(access.filter_capabilities(signed_in.shown))
+        pieces = list(signed_in.untagged)
+        if self._asked_capabilities:
+            pieces.append(b"* CAPABILITY %b\r\n" % shown)
+        pieces.append(b"%b OK [CAPABILITY %b] Logged in\r\n" % (self._tag, shown))
+        await self.send(b"".join(pieces))
+
+    def core(self, signed_in: SignedIn) -> ImapRelay:
+        """Return the IMAP relay core."""
+        return ImapRelay(
+            decide=self._decide,
+            visible=access.filter_capabilities,
+            verbs=access.KNOWN_VERBS[Protocol.IMAP],
+            capabilities=signed_in.capabilities,
+        )
+
+    def _decide(self, verb: str) -> Verdict:
+        return self.services.gate.command(Protocol.IMAP, verb)
+
+    def farewell(self, reason: str) -> bytes:
+        """Return ``* BYE`` and why."""
+        return answers.imap_reply(answers.farewell_for(reason), None, "BYE")
+
+    def residual(self) -> bytes:
+        """Return the bytes behind the login."""
+        return self._receiver.take_residual()
+
+    def _feed(self, data: memoryview) -> None:
+        self._receiver.receive(data)
+
+    def _next_line(self) -> bytes | None:
+        line = self._receiver.next_line()
+        if isinstance(line, BadCommand):
+            raise sasl.SaslError("invalid_base64")
+        return None if line is None else line.data
+
+
+def _id_pairs(command: Command) -> tuple[tuple[bytes, bytes | None], ...] | None:
+    """Return an ID command's pairs without the ``x-`` keys, ``None`` if it is malformed.
+
+    Those keys are how proxies tell a server whose connection they carry: from a client that is
+    not known to be a proxy they would be a lie that the upstream believes.
+    """
+    match command.args:
+        case (None,):
+            return ()
+        case (tuple() as values,) if len(values) % 2 == 0 and len(values) <= 2 * MAX_ID_PAIRS:
+            pass
+        case _:
+            return None
+    pairs = []
+    for key, value in zip(values[::2], values[1::2], strict=True):
+        if not isinstance(key, bytes) or not (value is None or isinstance(value, bytes)):
+            return None
+        if not key.lower().startswith(b"x-"):
+            pairs.append((key, value))
+    return tuple(pairs)
+
+
+_COMMANDS: Final[dict[str, Callable[[ImapDialogue, Command], Awaitable[Login | None]]]] = {
+    "CAPABILITY": ImapDialogue._capability,
+    "NOOP": ImapDialogue._noop,
+    "LOGOUT": ImapDialogue._logout,
+    "ID": ImapDialogue._id,
+    "STARTTLS": ImapDialogue._starttls,
+    "LOGIN": ImapDialogue._login,
+    "AUTHENTICATE": ImapDialogue._authenticate,
+}

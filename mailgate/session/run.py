@@ -1,0 +1,149 @@
+"""One client's session, read from top to bottom: greet, log in, find the upstream, relay.
+
+Nothing here knows a protocol: what differs is in the :class:`Dialogue`. An upstream is opened only
+for a complete login, and nothing passes between the two sides before it has accepted that login.
+"""
+
+from __future__ import annotations
+
+import math
+
+import trio
+
+from mailgate.config import Listener
+from mailgate.errors import UpstreamFailed
+from mailgate.events import BytesRelayed, LimitStruck, LoginRefused, SessionEstablished
+from mailgate.model import Delay, Deny, Login, Protocol, Refusal, Side, State
+from mailgate.policy import answers
+from mailgate.session.dialogue import Connection, Dialogue, Services, SessionOver, SignedIn
+from mailgate.session.imap import ImapDialogue
+from mailgate.session.pop3 import Pop3Dialogue
+from mailgate.session.relay import End, Relay
+from mailgate.wire.relay import CopyRelay
+
+DIALOGUES: dict[Protocol, type[Dialogue]] = {
+    Protocol.IMAP: ImapDialogue,
+    Protocol.POP3: Pop3Dialogue,
+}
+
+
+async def run_session(connection: Connection, listener: Listener, services: Services) -> End:
+    """Serve one client until its session is over; return who ended it, and why.
+
+    The connection is TLS already where the listener's TLS is implicit. The caller closes the
+    client's stream; the upstream's is closed here, whatever happens.
+    """
+    session = connection.session
+    session.state = State.LOGIN
+    dialogue = DIALOGUES[session.protocol](connection, listener, services)
+    before_login = _BeforeLogin(dialogue, services)
+    signed_in: SignedIn | None = None
+    try:
+        try:
+            with trio.move_on_after(listener.login_timeout) as limit:
+                await dialogue.greet()
+                signed_in = await before_login.sign_in(limit)
+            if signed_in is None:
+                # The limit shows where the client stopped, so that a scanner and a slow human differ in the log.
+                reason = "auth_waiting_client" if session.failures else "no_auth_attempts"
+                await _last_words(dialogue, answers.LOGIN_TIMEOUT)
+                return End(Side.PROXY, reason)
+        except SessionOver as over:
+            return End(over.side, over.reason)
+        finally:
+            services.emit(BytesRelayed(session, session.bytes_in, session.bytes_out))
+        return await _relay(dialogue, signed_in, services)
+    finally:
+        if signed_in is not None:
+            signed_in.stream.abort()
+
+
+class _BeforeLogin:
+    """The attempts of one client to sign in."""
+
+    def __init__(self, dialogue: Dialogue, services: Services) -> None:
+        self.dialogue = dialogue
+        self.session = dialogue.session
+        self.services = services
+
+    async def sign_in(self, limit: trio.CancelScope) -> SignedIn:
+        """Read logins until an upstream accepts one; raises SessionOver when the client has no more tries."""
+        while True:
+            login = await self.dialogue.read_login()
+            began = trio.current_time()
+            # The client has done its part: from here on the upstream's own time limits count.
+            left = limit.deadline - began
+            limit.deadline = math.inf
+            outcome = await self._attempt(login)
+            if not isinstance(outcome, Refusal):
+                try:
+                    await self.dialogue.accept(outcome)
+                except BaseException:
+                    outcome.stream.abort()
+                    raise
+                self.services.gate.logged_in(self.session.id)
+                self.session.state = State.RELAY
+                self.services.emit(SessionEstablished(self.session, trio.current_time() - began))
+                return outcome
+            await self._refuse(outcome)
+            limit.deadline = trio.current_time() + left
+
+    async def _attempt(self, login: Login) -> SignedIn | Refusal:
+        """Find the login's upstream and sign in there; return the reason for a refusal otherwise."""
+        session, services = self.session, self.services
+        session.user = login.user
+        session.mechanism = login.mechanism
+        session.client_id = login.client_id
+        self.dialogue.trace = self.dialogue.trace or services.trace(session)
+        route = await services.route(login, session)
+        if route is None:
+            return answers.NO_ROUTE
+        session.route, session.pool = route.name, route.pool
+        try:
+            return await services.open_upstream(route, login, session)
+        except UpstreamFailed as failed:
+            return answers.refusal_for(failed.failure)
+
+    async def _refuse(self, refusal: Refusal) -> None:
+        """Answer a failed attempt, after the delay that the gate asks for."""
+        session, services = self.session, self.services
+        services.emit(LoginRefused(session, refusal.reason))
+        if refusal.reason not in answers.COUNTED_REASONS:
+            await self.dialogue.refuse(refusal)
+            return
+        session.failures += 1
+        verdict = services.gate.login_failed(session.failures)
+        if isinstance(verdict, Delay):
+            services.emit(LimitStruck(session, verdict.rule, "delay", verdict.seconds))
+            await trio.sleep(verdict.seconds)
+        await self.dialogue.refuse(refusal)
+        if isinstance(verdict, Deny):
+            services.emit(LimitStruck(session, verdict.rule, "deny"))
+            await self.dialogue.goodbye(verdict.refusal)
+            raise SessionOver(Side.PROXY, refusal.reason)
+
+
+async def _last_words(dialogue: Dialogue, refusal: Refusal) -> None:
+    """Tell a client why its connection ends, without waiting for one that does not listen."""
+    with trio.move_on_after(1):
+        await dialogue.goodbye(refusal)
+
+
+async def _relay(dialogue: Dialogue, signed_in: SignedIn, services: Services) -> End:
+    """Relay between the client and the upstream that accepted it."""
+    listener = dialogue.listener
+    core = CopyRelay() if listener.inspect == "login" else dialogue.core(signed_in)
+    relay = Relay(
+        dialogue.connection.stream,
+        signed_in.stream,
+        core,
+        dialogue.session,
+        services.emit,
+        services.watch,
+        buffer=services.buffer,
+        idle=listener.idle_timeout,
+        linger=services.linger,
+        farewell=dialogue.farewell,
+        trace=dialogue.trace,
+    )
+    return await relay.run(dialogue.residual(), signed_in.residual)
