@@ -1,0 +1,14 @@
+"""The ``mailgate`` command: arguments, files and exit statuses; what it does is done elsewhere.
+
+Exit statuses: 0 when all went well, 1 when something failed, 2 for a wrong command line, 78
+(EX_CONFIG of sysexits.h) for a configuration that cannot be used.
+"""
+
+from mailgate.cli.cert import cert
+from mailgate.cli.commands import main
+from mailgate.cli.trace import trace
+
+main.add_command(cert)
+main.add_command(trace)
+
+__all__ = ["main"]
