@@ -311,7 +311,10 @@ class TraceSettings(Settings):
 
 
 class Config(Settings):
-    """A whole configuration, valid in itself. Made by :func:`mailgate.config.parse`."""
+    """The tables of the file, and what belongs to none of them.
+
+    :func:`mailgate.config.parse` makes one and checks what lies between its parts as well.
+    """
 
     hostname: str = Field(
         default_factory=lambda: platform.node() or "localhost",

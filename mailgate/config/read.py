@@ -162,16 +162,21 @@ def _draft(raw: Mapping[str, Any], parts: Mapping[Location, Settings]) -> Draft:
                 draft.metrics = part
             case TraceSettings():
                 draft.trace = part
-    listeners, routes, pools = raw.get("listener", []), raw.get("route", []), raw.get("pool", {})
-    for table in listeners if isinstance(listeners, list) else ():
+    listeners, routes, pools = _list(raw, "listener"), _list(raw, "route"), raw.get("pool")
+    for table in listeners:
         if isinstance(table, dict):
             draft.listener_names.add(str(table.get("name")))
-    for index, table in enumerate(routes if isinstance(routes, list) else ()):
+    for index, table in enumerate(routes):
         if isinstance(table, dict) and isinstance(table.get("pool"), str):
             draft.route_pools[index] = table["pool"]
     draft.pool_names.update(pools if isinstance(pools, dict) else ())
     draft.complete = (len(listeners), len(routes)) == (len(draft.listeners), len(draft.routes))
     return draft
+
+
+def _list(raw: Mapping[str, Any], name: str) -> list[Any]:
+    value = raw.get(name)
+    return value if isinstance(value, list) else []
 
 
 def _describe(error: ValidationError, raw: Mapping[str, Any]) -> Iterator[ConfigProblem]:
@@ -183,6 +188,9 @@ def _describe(error: ValidationError, raw: Mapping[str, Any]) -> Iterator[Config
             # Only says that a default follows an option which is told of by itself.
             continue
         location = _real_location(detail, raw)
+        if detail["type"] == "too_short" and _value_at(location, raw):
+            # Counts only valid elements, and the invalid ones are told of by themselves.
+            continue
         shown[location] = "" if detail["type"] == "missing" else _shown(location, raw)
         messages.setdefault(location, []).append(_message(detail, location, raw))
     for location, alternatives in messages.items():

@@ -78,6 +78,8 @@ def _inner_model(annotation: Any) -> type[BaseModel] | None:
 
 
 def _reference_table(model: type[BaseModel]) -> Iterator[str]:
+    yield (model.__doc__ or "").splitlines()[0]
+    yield ""
     yield "| Option | Value | Default | |"
     yield "|---|---|---|---|"
     for name, info in _fields(model):

@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -35,9 +36,9 @@ from mailgate.model import Secret
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _HOST_LABEL: Final = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
-_DURATION_PART: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|min|m|h|d)")
+_DURATION_PART: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(ms|s|min|m|h|d)")
 _DURATION_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
-_SIZE: Final = re.compile(r"(\d+)\s*(B|KiB|MiB|GiB)?")
+_SIZE: Final = re.compile(r"([0-9]{1,18})\s*(B|KiB|MiB|GiB)?")
 _SIZE_UNITS: Final = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 # sun_path of unix(7) holds 108 bytes, the last of which ends the name.
 _UNIX_PATH_BYTES: Final = 107
@@ -174,7 +175,8 @@ def format_duration(seconds: float) -> str:
     for unit in ("d", "h", "m"):
         if seconds and seconds % _DURATION_UNITS[unit] == 0:
             return f"{int(seconds / _DURATION_UNITS[unit])}{unit}"
-    return f"{seconds:g}s" if float(f"{seconds:g}") == seconds else f"{seconds!r}s"
+    # By way of Decimal because neither repr nor "g" keeps clear of exponents.
+    return f"{Decimal(repr(seconds)):f}".removesuffix(".0") + "s"
 
 
 def parse_size(value: object) -> int:
@@ -255,11 +257,11 @@ IpNetwork = Annotated[
 Endpoints = Annotated[
     tuple[Endpoint, ...],
     Field(min_length=1),
-    BeforeValidator(_one_or_many, json_schema_input_type=tuple[Endpoint, ...] | Endpoint),
+    BeforeValidator(_one_or_many, json_schema_input_type=Endpoint | tuple[Endpoint, ...]),
 ]
 Texts = Annotated[
     tuple[str, ...],
-    BeforeValidator(_one_or_many, json_schema_input_type=tuple[str, ...] | str),
+    BeforeValidator(_one_or_many, json_schema_input_type=str | tuple[str, ...]),
 ]
 
 
