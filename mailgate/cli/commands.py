@@ -22,9 +22,9 @@ from mailgate.cli.base import (
     printable,
     reports_failures,
 )
-from mailgate.cli.quickstart import Quickstart
 from mailgate.cli.pairs import unusable_certificates
-from mailgate.config import Pool
+from mailgate.cli.quickstart import Quickstart
+from mailgate.config import Config, Pool
 from mailgate.errors import ConfigError
 from mailgate.model import Protocol
 from mailgate.routing.static import StaticRouter, Step
@@ -46,7 +46,7 @@ def main(context: click.Context) -> None:
         context.color = False
 
 
-@main.command()
+@main.command(short_help="Run the gateway, with a file or in front of --upstream.")
 @config_argument
 @click.option(
     "--upstream",
@@ -99,8 +99,6 @@ def run(
     Without a certificate of your own the second form makes one on the fly, which mail programs
     warn about. It runs until SIGTERM or Ctrl-C.
     """
-    from mailgate.app import main as serve
-
     if not upstreams:
         given: dict[str, object] = {"--listen": listen, "--certificate": certificate, "--key": key}
         given |= {"--ca": ca, "--pin": pin, "--metrics": metrics, "--print": only_print}
@@ -108,7 +106,7 @@ def run(
             if value:
                 raise click.UsageError(f"{option} goes with --upstream; with a file, write it there.")
         loaded = load_config(config)
-        raise SystemExit(serve(loaded))
+        raise SystemExit(_serve(loaded))
     if config is not None and not _from_environment("config"):
         raise click.UsageError("Give either a configuration file or --upstream.")
     try:
@@ -126,7 +124,14 @@ def run(
             return
         for line in plan.notes:
             click.echo(f"{click.style('mailgate:', bold=True)} {line}", err=True)
-        raise SystemExit(serve(built))
+        raise SystemExit(_serve(built))
+
+
+def _serve(config: Config) -> int:
+    # Everything else on this command line works without loading a server.
+    from mailgate.app import main as serve
+
+    return serve(config)
 
 
 def _from_environment(parameter: str) -> bool:
@@ -148,7 +153,7 @@ def _temporary_certificate() -> Iterator[tuple[Path, Path]]:
         yield paths
 
 
-@main.command()
+@main.command(short_help="Tell everything that is wrong with a configuration.")
 @config_argument
 @click.option(
     "--print", "print_it", is_flag=True, help="Print the configuration with every default written out."
@@ -174,7 +179,7 @@ def check(config: Path | None, print_it: bool) -> None:
     )
 
 
-@main.command()
+@main.command(short_help="Print the JSON schema of the configuration.")
 @click.option("--reference", is_flag=True, help="Print the tables of all options as Markdown instead.")
 def schema(reference: bool) -> None:
     """Print the JSON schema of the configuration, by which editors complete and check it."""
@@ -185,7 +190,7 @@ def schema(reference: bool) -> None:
         click.echo(json.dumps(configuration.json_schema(), indent=2, ensure_ascii=False))
 
 
-@main.command()
+@main.command(short_help="Tell where a login of USER would go, and why.")
 @click.argument("user")
 @click.option("--listener", metavar="NAME", help="The listener that the user connects to.  [default: all]")
 @click.option(
@@ -239,7 +244,7 @@ def _print_target(pool: Pool) -> None:
         click.echo(f"    {server.name}" + (f" at {address}" if server.name != address else ""))
 
 
-@main.command()
+@main.command(short_help="See it at work: a sample mail server behind the gateway.")
 @click.option(
     "--once", is_flag=True, help="Stop after the check; the exit status is 0 only if mail was read."
 )

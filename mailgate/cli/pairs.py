@@ -6,7 +6,7 @@ import ssl
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from mailgate.config import Config, KeyFile, KeyPair
+from mailgate.config import Config, KeyFile, KeyPair, SniCertificate, Tls
 from mailgate.config.checks import key, text
 from mailgate.errors import ConfigProblem
 
@@ -33,7 +33,10 @@ def unusable_certificates(config: Config, environ: Mapping[str, str]) -> list[Co
 def _pairs(config: Config) -> Iterator[tuple[str, KeyPair]]:
     if config.tls is None:
         return
-    owners = [("tls", config.tls), *((f"tls.sni[{i}]", entry) for i, entry in enumerate(config.tls.sni))]
+    owners: list[tuple[str, Tls | SniCertificate]] = [
+        ("tls", config.tls),
+        *((f"tls.sni[{i}]", entry) for i, entry in enumerate(config.tls.sni)),
+    ]
     for path, owner in owners:
         yield path, owner
         if owner.alternate is not None:

@@ -29,7 +29,7 @@ class _Duration(click.ParamType[float]):
             self.fail(str(error), param, ctx)
 
 
-@click.group()
+@click.group(short_help="Record what one user or address says and hears.")
 def trace() -> None:
     """Record what one user or address says and hears, while the gateway runs.
 
