@@ -105,8 +105,7 @@ def run(
         for option, value in given.items():
             if value:
                 raise click.UsageError(f"{option} goes with --upstream; with a file, write it there.")
-        loaded = load_config(config)
-        raise SystemExit(_serve(loaded))
+        raise SystemExit(_serve(_load_usable(config)))
     if config is not None and not _from_environment("config"):
         raise click.UsageError("Give either a configuration file or --upstream.")
     try:
@@ -125,6 +124,14 @@ def run(
         for line in plan.notes:
             click.echo(f"{click.style('mailgate:', bold=True)} {line}", err=True)
         raise SystemExit(_serve(built))
+
+
+def _load_usable(path: Path | None) -> Config:
+    loaded = load_config(path)
+    problems = unusable_certificates(loaded, os.environ)
+    if problems:
+        raise ConfigError(problems)
+    return loaded
 
 
 def _serve(config: Config) -> int:
@@ -165,10 +172,7 @@ def check(config: Path | None, print_it: bool) -> None:
     Also opens the certificates and keys that it names. Nothing is started and no server is asked.
     The exit status is 0 when the file can be used, 78 when it cannot.
     """
-    loaded = load_config(config)
-    problems = unusable_certificates(loaded, os.environ)
-    if problems:
-        raise ConfigError(problems)
+    loaded = _load_usable(config)
     print_warnings(loaded)
     if print_it:
         click.echo(loaded.masked_toml(), nl=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket as sockets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -111,12 +113,19 @@ def _ask(
 ) -> dict[str, Any]:
     """Ask the running gateway; leaves with a message when it cannot be reached or says no."""
     place = socket or _configured_socket(config)
+    # httpx leaks the socket of a connection that fails (seen in httpcore 1.0.9).
+    with contextlib.closing(sockets.socket(sockets.AF_UNIX)) as probe:
+        try:
+            probe.connect(str(place))
+        except OSError as error:
+            reason = error.strerror or str(error)
+            fail(
+                f"nobody answers on {place} ({reason}): is the gateway running, and may you open its socket?"
+            )
     transport = httpx.HTTPTransport(uds=str(place))
     try:
         with httpx.Client(transport=transport, base_url="http://mailgate", timeout=10.0) as client:
             answer = client.request(method, path, json=body)
-    except httpx.ConnectError:
-        fail(f"nobody answers on {place}: is the gateway running, and may you open its socket?")
     except httpx.HTTPError as error:
         fail(f"the gateway did not answer on {place}: {type(error).__name__}")
     return _read(answer)

@@ -310,6 +310,11 @@ class TraceSettings(Settings):
     )
 
 
+def _machine_name() -> str:
+    name = platform.node()
+    return name if is_host_name(name) else "localhost"
+
+
 class Config(Settings):
     """The tables of the file, and what belongs to none of them.
 
@@ -317,7 +322,7 @@ class Config(Settings):
     """
 
     hostname: str = Field(
-        default_factory=lambda: platform.node() or "localhost",
+        default_factory=_machine_name,
         json_schema_extra=shown("the machine's"),
         description="What mailgate calls itself in greetings.",
     )

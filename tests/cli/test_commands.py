@@ -226,6 +226,17 @@ def test_run_of_a_bad_file_starts_nothing(run: Run, config: Path, served: list[C
     assert served == []
 
 
+def test_a_key_that_does_not_fit_is_found_by_check_and_run(
+    run: Run, config: Path, served: list[Config]
+) -> None:
+    trustme.CA().issue_cert("a.example").private_key_pem.write_to_path(str(config.with_name("key.pem")))
+    for command in ("check", "run"):
+        result = run(command, config)
+        assert result.exit_code == 78
+        assert "tls.key" in result.stderr
+    assert served == []
+
+
 def test_run_tells_of_failures_in_a_line(run: Run, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     app = ModuleType("mailgate.app")
 

@@ -99,7 +99,8 @@ def test_answers_that_are_no_success(gateway: Gateway, answer: tuple[int, bytes]
 def test_nobody_answers(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["trace", "list", "--socket", str(tmp_path / "none")])
     assert result.exit_code == 1
-    assert "is the gateway running" in result.stderr
+    assert "(No such file or directory): is the gateway running" in result.stderr
+    assert CliRunner().invoke(main, ["trace", "list", "--socket", f"/{'x' * 200}"]).exit_code == 1
 
 
 @pytest.mark.parametrize(

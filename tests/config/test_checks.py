@@ -152,8 +152,8 @@ def main_pool(servers: str = '["a.internal:993"]', **options: str) -> str:
             TLS + IMAPS + POP3S + MAIN + POP + '[[route]]\npool = "main"',
             [
                 'route[0].pool = "main": logins of listener "pop3s" (pop3) come here and the pool '
-                'speaks imap, which is not translated: limit the route with match = { protocol = "imap" }, or put a route '
-                "for pop3 before it"
+                "speaks imap, which is not translated: limit the route with "
+                'match = { protocol = "imap" }, or put a route for pop3 before it'
             ],
         ),
         # Limits and traces.

@@ -136,8 +136,9 @@ def test_the_only_pool_takes_everyone() -> None:
 def test_the_hostname_is_the_machines_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("platform.node", lambda: "machine.example.org")
     assert read(SMALLEST).hostname == "machine.example.org"
-    monkeypatch.setattr("platform.node", lambda: "")
-    assert read(SMALLEST).hostname == "localhost"
+    for odd in ("", "two words\r\n"):
+        monkeypatch.setattr("platform.node", lambda name=odd: name)
+        assert read(SMALLEST).hostname == "localhost"
 
 
 def test_a_match_knows_whether_it_takes_all_users() -> None:
