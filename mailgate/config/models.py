@@ -99,6 +99,11 @@ class Listener(Settings):
     )
 
     @property
+    def plaintext_allowed(self) -> bool:
+        """Whether a password may come without TLS."""
+        return self.allow_plaintext_auth and self.tls in ("off", "starttls-optional")
+
+    @property
     def follows_port(self) -> bool:
         """Whether the ports alone say how TLS is used."""
         return tls_by_port(self.bind) is not None

@@ -54,7 +54,10 @@ def test_a_listeners_tls_follows_its_ports(bind: object, tls: str, follows: bool
 )
 def test_passwords_in_clear_are_allowed_only_on_this_machine(bind: object, tls: str, allowed: bool) -> None:
     assert listener(bind=bind, tls=tls).allow_plaintext_auth is allowed
-    assert listener(bind="10.0.0.1:143", tls=tls, allow_plaintext_auth=True).allow_plaintext_auth is True
+    assert listener(bind=bind, tls=tls).plaintext_allowed is allowed
+    told = listener(bind="10.0.0.1:143", tls=tls, allow_plaintext_auth=True)
+    assert told.allow_plaintext_auth is True
+    assert told.plaintext_allowed is (tls in ("off", "starttls-optional"))
 
 
 def test_idle_time_limits_are_those_of_the_protocol() -> None:
