@@ -8,6 +8,7 @@ problem carries the path of the key that is to be changed.
 
 from __future__ import annotations
 
+import ipaddress
 import platform
 from typing import Annotated, Literal
 
@@ -102,6 +103,14 @@ class Listener(Settings):
     def plaintext_allowed(self) -> bool:
         """Whether a password may come without TLS."""
         return self.allow_plaintext_auth and self.tls in ("off", "starttls-optional")
+
+    def trusts(self, address: str) -> bool:
+        """Whether a client's address is in one of the trusted networks; a Unix socket's never is."""
+        try:
+            parsed = ipaddress.ip_address(address)
+        except ValueError:
+            return False
+        return any(parsed in network for network in self.trusted)
 
     @property
     def follows_port(self) -> bool:

@@ -16,8 +16,7 @@ from typing import Protocol as Interface
 import trio
 
 from mailgate.config import Listener
-from mailgate.errors import RemoteProtocolError
-from mailgate.events import Emit
+from mailgate.events import Emit, LoginRefused
 from mailgate.model import (
     BEARER_MECHANISMS,
     Deny,
@@ -76,6 +75,8 @@ class SignedIn(Interface):
     def untagged(self) -> tuple[bytes, ...]: ...  # noqa: D102
     @property
     def capabilities(self) -> frozenset[str]: ...  # noqa: D102
+    @property
+    def shown(self) -> tuple[bytes, ...]: ...  # noqa: D102
 
 
 class Connection(Interface):
@@ -212,9 +213,12 @@ class Dialogue(abc.ABC):
         if count == 0:
             raise SessionOver(Side.CLIENT, "auth_failed" if self.session.failures else "no_auth_attempts")
         self.session.bytes_in += count
-        if self.trace is not None:
-            self.trace.client(bytes(view[:count]))
         self._feed(view[:count])
+
+    def note(self, said: bytes) -> None:
+        """Show a trace what the client said, which the caller has freed of secrets."""
+        if self.trace is not None:
+            self.trace.client(said)
 
     async def refuse(self, refusal: Refusal) -> None:
         """Answer a login that did not succeed; raises SessionOver when the connection ends with it."""
@@ -224,6 +228,10 @@ class Dialogue(abc.ABC):
             await self._sasl_line()
         await self._answer_refusal(refusal)
 
+    def refused(self, refusal: Refusal) -> None:
+        """Tell the observers of a login that was turned down before it was one."""
+        self.services.emit(LoginRefused(self.session, refusal.reason))
+
     async def challenge(self, data: bytes) -> None:
         """Send a SASL challenge."""
         await self.send(b"+ %b\r\n" % base64.b64encode(data))
@@ -231,6 +239,7 @@ class Dialogue(abc.ABC):
     async def _sasl_line(self) -> bytes:
         while (line := self._next_line()) is None:
             await self.fill()
+        self.note(b"<hidden>\r\n")
         return line
 
     async def exchange(self, mechanism: Mechanism, initial: bytes | None) -> sasl.Credentials:
@@ -253,12 +262,3 @@ class Dialogue(abc.ABC):
             await self.goodbye(verdict.refusal)
             raise SessionOver(Side.PROXY, verdict.refusal.reason)
 
-
-__all__ = [
-    "Connection",
-    "Dialogue",
-    "RemoteProtocolError",
-    "Services",
-    "SessionOver",
-    "SignedIn",
-]

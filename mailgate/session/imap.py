@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from mailgate.model import ALLOW, Login, Mechanism, Protocol, Refusal, Secret, Side, Verdict
+from mailgate.model import Login, Mechanism, Protocol, Refusal, Secret, Side, Verdict
 from mailgate.policy import access, answers
 from mailgate.session.dialogue import Dialogue, SessionOver, SignedIn
 from mailgate.wire import sasl
@@ -19,6 +19,7 @@ from mailgate.wire.relay_imap import ImapRelay
 MAX_ID_PAIRS: Final = 30
 """RFC 2971 §3.3: a client may send at most 30 pairs."""
 
+_SECRET_COMMANDS: Final = frozenset({"LOGIN", "AUTHENTICATE"})
 _AUTHENTICATED_ONLY: Final = "Log in first"
 
 
@@ -45,7 +46,6 @@ class ImapDialogue(Dialogue):
             access.greeting_capabilities(
                 self.services.upstream_capabilities(self.session),
                 tls_available=self.connection.can_start_tls,
-                tls_active=self.session.tls is not None,
                 plaintext_ok=self.credentials_allowed,
                 mechanisms=self.mechanisms,
             )
@@ -63,6 +63,8 @@ class ImapDialogue(Dialogue):
                 await self._bad(item)
             else:
                 self._tag = item.tag
+                secret = item.name in _SECRET_COMMANDS
+                self.note(b"%b %b\r\n" % (item.tag, item.name.encode()) if secret else item.raw)
                 handler = _COMMANDS.get(item.name)
                 if handler is None:
                     known = item.name in access.KNOWN_VERBS[Protocol.IMAP]
@@ -106,7 +108,7 @@ class ImapDialogue(Dialogue):
         raise SessionOver(Side.CLIENT, "auth_failed" if self.session.failures else "no_auth_attempts")
 
     async def _id(self, command: Command) -> Login | None:
-        pairs = _id_pairs(command)
+        pairs = _id_pairs(command, keep_proxy_keys=self.listener.trusts(self.session.peer.address))
         if pairs is None:
             await self._say_bad("ID takes NIL or a list of up to 30 pairs of strings")
             return None
@@ -246,11 +248,13 @@ class ImapDialogue(Dialogue):
         return None if line is None else line.data
 
 
-def _id_pairs(command: Command) -> tuple[tuple[bytes, bytes | None], ...] | None:
-    """Return an ID command's pairs without the ``x-`` keys, ``None`` if it is malformed.
+def _id_pairs(
+    command: Command, *, keep_proxy_keys: bool
+) -> tuple[tuple[bytes, bytes | None], ...] | None:
+    """Return an ID command's pairs, ``None`` if it is malformed.
 
-    Those keys are how proxies tell a server whose connection they carry: from a client that is
-    not known to be a proxy they would be a lie that the upstream believes.
+    Keys that begin with ``x-`` are how proxies tell a server whose connection they carry: from a
+    client that is not trusted to be a proxy they would be a lie that the upstream believes.
     """
     match command.args:
         case (None,):
@@ -263,7 +267,7 @@ def _id_pairs(command: Command) -> tuple[tuple[bytes, bytes | None], ...] | None
     for key, value in zip(values[::2], values[1::2], strict=True):
         if not isinstance(key, bytes) or not (value is None or isinstance(value, bytes)):
             return None
-        if not key.lower().startswith(b"x-"):
+        if keep_proxy_keys or not key.lower().startswith(b"x-"):
             pairs.append((key, value))
     return tuple(pairs)
 

@@ -12,8 +12,11 @@ from mailgate.model import Login, Mechanism, Protocol, Refusal, Secret, Side, Ve
 from mailgate.policy import access, answers
 from mailgate.session.dialogue import Dialogue, SessionOver, SignedIn
 from mailgate.wire import sasl
-from mailgate.wire.pop3 import BadCommand, CommandReceiver, Pop3Command
+from mailgate.wire.imap import BadCommand
+from mailgate.wire.pop3 import CommandReceiver, Pop3Command
 from mailgate.wire.relay_pop3 import Pop3Relay
+
+_SECRET_COMMANDS: Final = frozenset({"PASS", "AUTH", "APOP"})
 
 
 class Pop3Dialogue(Dialogue):
@@ -38,7 +41,6 @@ class Pop3Dialogue(Dialogue):
         return access.pop3_capabilities(
             self.services.upstream_capabilities(self.session),
             tls_available=self.connection.can_start_tls,
-            tls_active=self.session.tls is not None,
             plaintext_ok=self.credentials_allowed,
             mechanisms=self.mechanisms,
         )
@@ -55,6 +57,7 @@ class Pop3Dialogue(Dialogue):
             elif isinstance(item, BadCommand):
                 await self._bad(item)
             else:
+                self.note(item.verb.encode() + b"\r\n" if item.verb in _SECRET_COMMANDS else item.raw)
                 handler = _COMMANDS.get(item.verb)
                 if handler is None:
                     known = item.verb in access.KNOWN_VERBS[Protocol.POP3]

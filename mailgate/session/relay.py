@@ -260,8 +260,6 @@ class Relay:
 
     async def _from_upstream(self, data: bytearray, end: int) -> None:
         core = self._core
-        if self._trace is not None:
-            self._trace.upstream(bytes(data[:end]))
         core.upstream_sent(data, end, trio.current_time())
         out = _joined(core.to_client) if core.to_client else b""
         if core.finished:
@@ -281,6 +279,8 @@ class Relay:
         if self._client_gone:
             # Commands in flight are still awaited; what they answer has no reader any more.
             return
+        if self._trace is not None:
+            self._trace.upstream(bytes(out))
         if self._sending:
             out = bytes(out)
             await self._turns.park()

@@ -13,7 +13,7 @@ import trio
 from mailgate.config import Listener
 from mailgate.errors import UpstreamFailed
 from mailgate.events import BytesRelayed, LimitStruck, LoginRefused, SessionEstablished
-from mailgate.model import Delay, Deny, Login, Protocol, Refusal, Side, State
+from mailgate.model import Deny, Login, Protocol, Refusal, Side, State
 from mailgate.policy import answers
 from mailgate.session.dialogue import Connection, Dialogue, Services, SessionOver, SignedIn
 from mailgate.session.imap import ImapDialogue
@@ -36,6 +36,7 @@ async def run_session(connection: Connection, listener: Listener, services: Serv
     session = connection.session
     session.state = State.LOGIN
     dialogue = DIALOGUES[session.protocol](connection, listener, services)
+    dialogue.trace = services.trace(session)
     before_login = _BeforeLogin(dialogue, services)
     signed_in: SignedIn | None = None
     try:
@@ -85,8 +86,8 @@ class _BeforeLogin:
                 self.session.state = State.RELAY
                 self.services.emit(SessionEstablished(self.session, trio.current_time() - began))
                 return outcome
-            await self._refuse(outcome)
             limit.deadline = trio.current_time() + left
+            await self._refuse(outcome)
 
     async def _attempt(self, login: Login) -> SignedIn | Refusal:
         """Find the login's upstream and sign in there; return the reason for a refusal otherwise."""
@@ -112,10 +113,9 @@ class _BeforeLogin:
             await self.dialogue.refuse(refusal)
             return
         session.failures += 1
-        verdict = services.gate.login_failed(session.failures)
-        if isinstance(verdict, Delay):
-            services.emit(LimitStruck(session, verdict.rule, "delay", verdict.seconds))
-            await trio.sleep(verdict.seconds)
+        verdict, seconds = services.gate.login_failed(session.failures)
+        services.emit(LimitStruck(session, "failure_delay", "delay", seconds))
+        await trio.sleep(seconds)
         await self.dialogue.refuse(refusal)
         if isinstance(verdict, Deny):
             services.emit(LimitStruck(session, verdict.rule, "deny"))

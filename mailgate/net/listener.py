@@ -1,0 +1,157 @@
+"""Listening sockets, the loop that accepts, and the boundary around each connection."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
+
+import trio
+
+from mailgate.config import Endpoint
+from mailgate.errors import MailgateError
+from mailgate.model import Peer
+from mailgate.stream import SocketStream
+
+BACKLOG: Final = 1024
+"""Connections that the kernel keeps while the gateway is busy; it lowers this to net.core.somaxconn."""
+
+PAUSE_SECONDS: Final = 0.1
+"""How long accepting rests when files or memory ran out: trying at once would only burn CPU."""
+
+_EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_GONE: Final = frozenset(
+    {errno.ECONNABORTED, errno.EPROTO, errno.EPERM, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTUNREACH}
+)
+
+Handler = Callable[[SocketStream, Peer], Awaitable[None]]
+
+
+class ListenError(MailgateError):
+    """An address cannot be listened on; the text says what to do."""
+
+
+def open_socket(endpoint: Endpoint) -> socket.socket:
+    """Return a listening socket; raises ListenError."""
+    try:
+        if endpoint.path is not None:
+            return _open_unix(str(endpoint.path))
+        family = socket.AF_INET6 if ":" in endpoint.host else socket.AF_INET
+        found = socket.getaddrinfo(endpoint.host, endpoint.port, family, socket.SOCK_STREAM, 0, socket.AI_PASSIVE)
+        sock = socket.socket(found[0][0], socket.SOCK_STREAM)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                # Each family has its own entry in the configuration, so "[::]" leaves IPv4 alone.
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.bind(found[0][4])
+            sock.listen(BACKLOG)
+        except BaseException:
+            sock.close()
+            raise
+    except OSError as error:
+        raise ListenError(f"cannot listen on {endpoint}: {_advice(error, endpoint)}") from error
+    sock.setblocking(False)
+    return sock
+
+
+def _open_unix(path: str) -> socket.socket:
+    """Listen on a Unix socket, in the place of one that nobody listens on any more."""
+    if os.path.exists(path) and stat.S_ISSOCK(os.stat(path).st_mode):
+        probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+        else:
+            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+        finally:
+            probe.close()
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.bind(path)
+        sock.listen(BACKLOG)
+    except BaseException:
+        sock.close()
+        raise
+    sock.setblocking(False)
+    return sock
+
+
+def _advice(error: OSError, endpoint: Endpoint) -> str:
+    match error.errno:
+        case errno.EACCES if endpoint.path is None:
+            return "ports below 1024 need root or the capability CAP_NET_BIND_SERVICE"
+        case errno.EADDRINUSE:
+            return "something else listens there already; `ss -ltnp` tells what"
+        case errno.EADDRNOTAVAIL:
+            return "this machine has no such address"
+        case _:
+            return error.strerror or str(error)
+
+
+def peer_of(sock: socket.socket) -> Peer:
+    """Return the far end of an accepted connection, an IPv4 address always in its own form."""
+    if sock.family == socket.AF_UNIX:
+        return Peer("unix", 0)
+    host, port = sock.getpeername()[:2]
+    return Peer(host.partition("%")[0].removeprefix("::ffff:"), port)
+
+
+async def serve(
+    sockets: Sequence[socket.socket],
+    handler: Handler,
+    sessions: trio.Nursery,
+    on_pause: Callable[[str], None],
+) -> None:
+    """Accept connections until cancelled, and run ``handler`` for each in ``sessions``.
+
+    ``handler`` owns its stream until it returns; it is closed behind it in any case. ``on_pause``
+    is told when files or memory ran out. Cancelling this leaves the sessions alone.
+    """
+    async with trio.open_nursery() as nursery:
+        for sock in sockets:
+            nursery.start_soon(_accept, sock, handler, sessions, on_pause)
+
+
+async def _accept(
+    listening: socket.socket, handler: Handler, sessions: trio.Nursery, on_pause: Callable[[str], None]
+) -> None:
+    while True:
+        try:
+            sock, _ = listening.accept()
+        except BlockingIOError:
+            await trio.lowlevel.wait_readable(listening)
+            continue
+        except OSError as error:
+            if error.errno in _EXHAUSTED:
+                on_pause(os.strerror(error.errno or 0))
+                await trio.sleep(PAUSE_SECONDS)
+                continue
+            if error.errno in _GONE:
+                await trio.lowlevel.checkpoint()
+                continue
+            raise
+        try:
+            peer = peer_of(sock)
+        except OSError:
+            # The client went between the kernel's accept and ours.
+            sock.close()
+            continue
+        sessions.start_soon(_own, SocketStream(sock), peer, handler)
+        await trio.lowlevel.checkpoint()
+
+
+async def _own(stream: SocketStream, peer: Peer, handler: Handler) -> None:
+    """Run a handler and close its stream behind it, whatever happened."""
+    try:
+        stream.keep_alive()
+        await handler(stream, peer)
+    except OSError:
+        # Setting options fails when the client is gone already; handlers let no OSError out.
+        return
+    finally:
+        stream.abort()

@@ -1,0 +1,131 @@
+"""The log: one line for each session's end, and one for each thing that an administrator must see.
+
+Lines go to standard error through structlog, readable on a terminal and JSON elsewhere. User names
+are bytes that a client chose: they are shown escaped, so that they cannot forge a line.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from typing import Any, Final, Literal, TextIO
+
+import structlog
+from structlog.typing import EventDict, WrappedLogger
+
+from mailgate import events
+from mailgate.model import Secret, Session
+
+_LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+_SECRET_KEY = re.compile(r"pass|secret|token|credential|authorization", re.IGNORECASE)
+
+
+def shown(value: bytes | None) -> str | None:
+    """Return bytes of a client's as text that holds no control character and no undecodable byte."""
+    if value is None:
+        return None
+    text = value.decode("utf-8", "backslashreplace")
+    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
+
+
+def redact(logger: WrappedLogger, method: str, entry: EventDict) -> EventDict:
+    """Hide what looks like a secret by its name or its type: the second line of defence.
+
+    The first is that secrets are never given to the log.
+    """
+    for key, value in entry.items():
+        if isinstance(value, Secret) or _SECRET_KEY.search(key):
+            entry[key] = "Secret(…)"
+        elif isinstance(value, bytes):
+            entry[key] = shown(value)
+    return entry
+
+
+def configure(
+    form: Literal["json", "text"] | None, level: str, stream: TextIO | None = None
+) -> structlog.stdlib.BoundLogger:
+    """Set logging up for the process and return the logger; ``form`` None chooses by the stream."""
+    stream = stream or sys.stderr
+    text = form == "text" or (form is None and stream.isatty())
+    stamper = structlog.processors.TimeStamper(fmt="%Y-%m-%d %H:%M:%S" if text else "iso", utc=not text)
+    renderer: Any = (
+        structlog.dev.ConsoleRenderer(colors=stream.isatty(), exception_formatter=structlog.dev.plain_traceback)
+        if text
+        else structlog.processors.JSONRenderer(sort_keys=False)
+    )
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            stamper,
+            redact,
+            structlog.processors.StackInfoRenderer(),
+            *([] if text else [structlog.processors.format_exc_info]),
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
+        logger_factory=structlog.PrintLoggerFactory(stream),
+        cache_logger_on_first_use=False,
+    )
+    logging.basicConfig(stream=stream, level=logging.WARNING, format="%(name)s: %(message)s", force=True)
+    logger: structlog.stdlib.BoundLogger = structlog.get_logger()
+    return logger
+
+
+class SessionLog:
+    """An observer of events that writes the log's lines."""
+
+    def __init__(self, logger: structlog.stdlib.BoundLogger) -> None:
+        self._log = logger
+
+    def __call__(self, event: events.Event) -> None:
+        """Write the line of an event that has one."""
+        session = event.session
+        match event:
+            case events.SessionClosed(side=side, reason=reason, seconds=seconds):
+                self._log.info("session", **self._summary(session), side=side.value, reason=reason, seconds=round(seconds, 3))
+            case events.LoginRefused(reason=reason):
+                self._log.warning("login refused", **self._who(session), reason=reason, failures=session.failures)
+            case events.UpstreamRefused(pool=pool, server=server, failure=failure, state=state, detail=detail):
+                self._log.warning(
+                    "upstream failed",
+                    **self._who(session),
+                    pool=pool,
+                    upstream=server,
+                    failure=failure.value,
+                    state=state,
+                    detail=detail,
+                )
+            case events.TlsFailed(reason=reason):
+                self._log.info("TLS failed", **self._who(session), reason=reason)
+            case events.LimitStruck(rule=rule, action=action, seconds=seconds):
+                self._log.info("limit", **self._who(session), rule=rule, action=action, seconds=round(seconds, 3))
+            case events.CrashedSession(error=error):
+                self._log.error("session crashed", **self._who(session), exc_info=error)
+
+    def _who(self, session: Session) -> dict[str, object]:
+        return {
+            "session": session.id,
+            "protocol": session.protocol.value,
+            "listener": session.listener,
+            "address": session.peer.address,
+            "port": session.peer.port,
+            "user": shown(session.user),
+        }
+
+    def _summary(self, session: Session) -> dict[str, object]:
+        tls = session.tls
+        client = dict(session.client_id or ()).get(b"name")
+        return self._who(session) | {
+            "mechanism": session.mechanism.value if session.mechanism else None,
+            "route": session.route,
+            "pool": session.pool,
+            "upstream": session.server,
+            "tls": f"{tls.version} {tls.cipher}" if tls else None,
+            "sni": tls.server_name if tls else None,
+            "client": shown(client),
+            "bytes_in": session.bytes_in,
+            "bytes_out": session.bytes_out,
+            "commands": session.commands,
+            "failures": session.failures,
+        }

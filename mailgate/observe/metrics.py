@@ -1,0 +1,186 @@
+"""Prometheus metrics, made from events alone. The only module that imports prometheus_client.
+
+Labels come from closed sets: the configuration's names, known verbs, enumerations. Nothing that a
+client chooses is ever a label, since each new value would cost memory for good.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.platform_collector import PlatformCollector
+from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
+
+import mailgate
+from mailgate import events
+from mailgate.model import Protocol, Session, State
+
+SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+"""From a lone command on the same machine to a search through a huge mailbox."""
+
+Expiry = Callable[[], Mapping[str, datetime]]
+
+
+class _Sampled(Collector):
+    """Values that are looked up when a scrape asks for them."""
+
+    def __init__(self, sessions: Mapping[str, Session], listeners: Mapping[str, Protocol], expiry: Expiry) -> None:
+        self._sessions = sessions
+        self._listeners = listeners
+        self._expiry = expiry
+
+    def collect(self) -> Iterator[Metric]:
+        """Count the open sessions, and read when certificates end."""
+        counts = {
+            (protocol.value, name, state.value): 0 for name, protocol in self._listeners.items() for state in State
+        }
+        for session in self._sessions.values():
+            key = session.protocol.value, session.listener, session.state.value
+            counts[key] = counts.get(key, 0) + 1
+        open_now = GaugeMetricFamily(
+            "mailgate_sessions_open", "Sessions that are open now.", labels=("protocol", "listener", "state")
+        )
+        for labels, count in counts.items():
+            open_now.add_metric(labels, count)
+        yield open_now
+        ends = GaugeMetricFamily(
+            "mailgate_certificate_expiry_timestamp_seconds",
+            "When a certificate ends, in seconds since 1970.",
+            labels=("path",),
+        )
+        for path, end in self._expiry().items():
+            ends.add_metric((path,), end.timestamp())
+        yield ends
+
+
+class Metrics:
+    """An observer of events that keeps the numbers; ``registry`` is what a scrape shows.
+
+    ``sessions`` is the live table of open sessions, ``listeners`` the configured ones with their
+    protocols, ``expiry`` tells when certificates end.
+    """
+
+    def __init__(
+        self,
+        sessions: Mapping[str, Session],
+        listeners: Mapping[str, Protocol],
+        expiry: Expiry,
+        registry: CollectorRegistry | None = None,
+    ) -> None:
+        self.registry = registry = registry or CollectorRegistry()
+        registry.register(_Sampled(sessions, listeners, expiry))
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+        Info("mailgate_build", "The version that runs.", registry=registry).info({"version": mailgate.__version__})
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"mailgate_{name}", text, labels, registry=registry)
+
+        def histogram(name: str, text: str, *labels: str) -> Histogram:
+            return Histogram(f"mailgate_{name}", text, labels, buckets=SECONDS, registry=registry)
+
+        self.started = counter("sessions_started", "Connections that were let in.", "protocol", "listener")
+        self.ended = counter(
+            "sessions_ended", "Sessions that are over, by who ended them.", "protocol", "listener", "side", "reason"
+        )
+        self.duration = Histogram(
+            "mailgate_session_duration_seconds",
+            "How long sessions lasted that had logged in.",
+            ("protocol",),
+            buckets=(1, 5, 15, 60, 300, 900, 1800, 3600, 14400, 86400),
+            registry=registry,
+        )
+        self.logins = counter("logins", "Logins, by result and the reason of a failure.", "protocol", "result", "reason")
+        self.login_seconds = histogram(
+            "login_duration_seconds", "From the client's complete login to the upstream's acceptance.", "protocol"
+        )
+        self.commands = counter("commands", "Commands after login.", "protocol", "verb", "result")
+        self.command_seconds = histogram("command_duration_seconds", "How long commands took.", "protocol", "verb")
+        self.connects = counter("upstream_connects", "Upstreams reached and greeted.", "pool", "server")
+        self.connect_seconds = histogram(
+            "upstream_connect_duration_seconds", "How long reaching an upstream took, its greeting included.", "pool"
+        )
+        self.failures = counter("upstream_failures", "Upstream failures, by kind.", "pool", "server", "failure")
+        self.reachable = Gauge(
+            "mailgate_upstream_reachable",
+            "1 if the server could be reached when last tried.",
+            ("pool", "server"),
+            registry=registry,
+        )
+        self.received = counter("client_received_bytes", "Bytes of the mail protocol from clients.", "protocol")
+        self.sent = counter("client_sent_bytes", "Bytes of the mail protocol to clients.", "protocol")
+        self.handshakes = counter("tls_handshakes", "TLS handshakes with clients.", "listener", "version", "resumed")
+        self.handshake_failures = counter(
+            "tls_handshake_failures", "TLS handshakes with clients that failed.", "listener", "reason"
+        )
+        self.handshake_seconds = histogram("tls_handshake_duration_seconds", "How long they took.", "listener")
+        self.limits = counter("limits_struck", "Times that a limit delayed or refused something.", "rule", "action")
+        self.crashes = counter("session_crashes", "Sessions that ended by an error of the gateway's own.", "protocol")
+        self.accept_pauses = counter("accept_pauses", "Times that accepting rested: files or memory ran out.")
+        self.observer_errors = counter("observer_errors", "Errors in what watches sessions, mail unharmed.")
+        self.reload_failures = counter("certificate_reload_failures", "Replaced certificates that were unusable.")
+        self._command_children: dict[tuple[Protocol, str, str], Counter] = {}
+        self._second_children: dict[tuple[Protocol, str], Histogram] = {}
+        for protocol in Protocol:
+            # A series that exists from the start shows its first increase.
+            self.received.labels(protocol.value)
+            self.sent.labels(protocol.value)
+
+    def __call__(self, event: events.Event) -> None:
+        """Count an event."""
+        protocol = event.session.protocol
+        match event:
+            case events.CommandFinished(verb=verb, result=result, seconds=seconds):
+                self._command(protocol, verb, result, seconds)
+            case events.BytesRelayed(received=received, sent=sent):
+                self.received.labels(protocol.value).inc(received)
+                self.sent.labels(protocol.value).inc(sent)
+            case events.SessionOpened():
+                self.started.labels(protocol.value, event.session.listener).inc()
+            case events.TlsFinished(seconds=seconds):
+                tls = event.session.tls
+                if tls is not None:
+                    resumed = "yes" if tls.resumed else "no"
+                    self.handshakes.labels(event.session.listener, tls.version, resumed).inc()
+                self.handshake_seconds.labels(event.session.listener).observe(seconds)
+            case events.TlsFailed(reason=reason):
+                self.handshake_failures.labels(event.session.listener, reason).inc()
+            case events.LoginRefused(reason=reason):
+                self.logins.labels(protocol.value, "failed", reason).inc()
+            case events.SessionEstablished(seconds=seconds):
+                self.logins.labels(protocol.value, "ok", "").inc()
+                self.login_seconds.labels(protocol.value).observe(seconds)
+            case events.UpstreamConnected(pool=pool, server=server, seconds=seconds):
+                self.connects.labels(pool, server).inc()
+                self.connect_seconds.labels(pool).observe(seconds)
+                self.reachable.labels(pool, server).set(1)
+            case events.UpstreamRefused(pool=pool, server=server, failure=failure):
+                self.failures.labels(pool, server, failure.value).inc()
+            case events.LimitStruck(rule=rule, action=action):
+                self.limits.labels(rule, action).inc()
+            case events.SessionClosed(side=side, reason=reason, seconds=seconds):
+                self.ended.labels(protocol.value, event.session.listener, side.value, reason).inc()
+                if event.session.state is State.RELAY:
+                    self.duration.labels(protocol.value).observe(seconds)
+            case events.CrashedSession():
+                self.crashes.labels(protocol.value).inc()
+
+    def probed(self, pool: str, server: str, reachable: bool) -> None:
+        """Note whether a server answered when it was asked what it can."""
+        self.reachable.labels(pool, server).set(reachable)
+
+    def _command(self, protocol: Protocol, verb: str, result: str, seconds: float) -> None:
+        # The most frequent event by far: looking the children up costs more than counting.
+        child = self._command_children.get((protocol, verb, result))
+        if child is None:
+            child = self._command_children[protocol, verb, result] = self.commands.labels(protocol.value, verb, result)
+        child.inc()
+        timer = self._second_children.get((protocol, verb))
+        if timer is None:
+            timer = self._second_children[protocol, verb] = self.command_seconds.labels(protocol.value, verb)
+        timer.observe(seconds)

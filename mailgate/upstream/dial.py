@@ -1,0 +1,143 @@
+"""Connections to mail servers: names, addresses, TLS and who may be trusted with a password."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import socket
+import ssl
+from typing import Final
+
+import trio
+
+from mailgate.config import Pool, Server
+from mailgate.errors import UpstreamFailed
+from mailgate.model import Failure
+from mailgate.stream import SocketStream
+
+ADDRESS_SECONDS: Final = 60.0
+"""How long the addresses of a name are used again. The system's resolver knows the records' own
+times but does not tell them; a minute keeps a thread hop off most logins and a move short."""
+
+ALPN_NAMES: Final = {"imap": ["imap"], "pop3": ["pop3"]}
+
+
+def client_context(pool: Pool) -> ssl.SSLContext:
+    """Return the TLS context for a pool's servers, to be made once and kept.
+
+    Raises OSError or ssl.SSLError when a file cannot be used.
+    """
+    tls = pool.tls
+    context = ssl.create_default_context(cafile=None if tls.ca == "system" else str(tls.ca))
+    if tls.pin or not tls.verify:
+        # A pin stands in the place of authority and name; it is compared after the handshake.
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    if tls.certificate is not None:
+        password = tls.key.password if tls.key is not None else None
+        context.load_cert_chain(
+            tls.certificate,
+            tls.key.file if tls.key is not None else None,
+            password=(lambda: password.read().reveal()) if password is not None else None,
+        )
+    context.set_alpn_protocols(ALPN_NAMES[pool.protocol])
+    return context
+
+
+class Dialer:
+    """Dials the servers of one pool."""
+
+    def __init__(self, pool: Pool) -> None:
+        self.pool = pool
+        self._context = client_context(pool) if pool.tls.mode != "off" else None
+        self._addresses: dict[str, tuple[float, list[tuple[int, str]]]] = {}
+
+    @property
+    def starts_tls(self) -> bool:
+        """Whether TLS begins with STARTTLS or STLS."""
+        return self.pool.tls.mode == "starttls"
+
+    def may_carry_password(self, server: Server) -> bool:
+        """Whether a password may be sent: inside TLS, not leaving the machine, or by permission."""
+        return self._context is not None or server.address.loopback or self.pool.allow_plaintext_auth
+
+    async def dial(self, server: Server) -> SocketStream:
+        """Return a connection, inside TLS where that is implicit; raises UpstreamFailed."""
+        try:
+            with trio.fail_after(self.pool.connect_timeout):
+                stream = await self._connect(server)
+        except trio.TooSlowError:
+            raise UpstreamFailed(
+                Failure.TIMEOUT, "connect/none", f"no connection within {self.pool.connect_timeout:g} s", server.name
+            ) from None
+        stream.keep_alive()
+        if self.pool.tls.mode == "implicit":
+            try:
+                with trio.fail_after(self.pool.greeting_timeout):
+                    await self.start_tls(stream, server)
+            except trio.TooSlowError:
+                raise UpstreamFailed(
+                    Failure.TIMEOUT, "tls/none", f"no TLS within {self.pool.greeting_timeout:g} s", server.name
+                ) from None
+        return stream
+
+    async def start_tls(self, stream: SocketStream, server: Server) -> None:
+        """Do the TLS handshake on a connection, which is closed if it fails; raises UpstreamFailed."""
+        tls = self.pool.tls
+        if self._context is None:
+            raise UpstreamFailed(Failure.TLS, "tls/none", "TLS is off for this pool", server.name)
+        try:
+            await stream.start_tls(
+                self._context, server_side=False, server_hostname=tls.name or server.address.host or None
+            )
+            if tls.pin and not self._pinned(stream.peer_certificate):
+                raise UpstreamFailed(Failure.TLS, "tls/certificate", "the certificate is not the pinned one", server.name)
+        except ssl.SSLCertVerificationError as error:
+            stream.abort()
+            raise UpstreamFailed(Failure.TLS, "tls/certificate", error.verify_message, server.name) from error
+        except (ssl.SSLError, trio.BrokenResourceError, ValueError) as error:
+            stream.abort()
+            reason = getattr(error, "reason", None) or str(error)
+            raise UpstreamFailed(Failure.TLS, "tls/none", reason, server.name) from error
+        except BaseException:
+            stream.abort()
+            raise
+
+    def _pinned(self, certificate: bytes | None) -> bool:
+        fingerprint = hashlib.sha256(certificate or b"").hexdigest()
+        return any(hmac.compare_digest(fingerprint, pin) for pin in self.pool.tls.pin)
+
+    async def _connect(self, server: Server) -> SocketStream:
+        """Try the server's addresses in the resolver's order; raises UpstreamFailed if none answers."""
+        errors: list[str] = []
+        for family, address in await self._resolve(server):
+            sock = trio.socket.socket(family, socket.SOCK_STREAM)
+            try:
+                await sock.connect(address)
+            except OSError as error:
+                sock.close()
+                errors.append(error.strerror or os.strerror(error.errno or 0))
+            except BaseException:
+                sock.close()
+                raise
+            else:
+                return SocketStream(socket.socket(fileno=sock.detach()))
+        raise UpstreamFailed(Failure.CONNECT, "connect/none", "; ".join(dict.fromkeys(errors)), server.name)
+
+    async def _resolve(self, server: Server) -> list[tuple[int, tuple[str, int] | str]]:
+        address = server.address
+        if address.path is not None:
+            return [(socket.AF_UNIX, str(address.path))]
+        now = trio.current_time()
+        known = self._addresses.get(address.host)
+        if known is None or known[0] < now:
+            try:
+                found = await trio.socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+            except OSError as error:
+                raise UpstreamFailed(
+                    Failure.CONNECT, "dns/none", f"{address.host}: {error.strerror}", server.name
+                ) from error
+            known = (now + ADDRESS_SECONDS, [(family, str(sockaddr[0])) for family, _, _, _, sockaddr in found])
+            self._addresses[address.host] = known
+        return [(family, (ip, address.port)) for family, ip in known[1]]

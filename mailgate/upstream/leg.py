@@ -1,0 +1,112 @@
+"""What signing in to an upstream has in common in both protocols: sending, receiving, time limits.
+
+Every failure names how far things had come as ``sent/received``, since that is what an
+administrator needs first: ``login/banner`` is a server that greets and then hangs.
+"""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass
+from typing import Final
+
+import trio
+
+from mailgate.config import Server
+from mailgate.errors import UpstreamFailed
+from mailgate.model import Failure, Login
+from mailgate.stream import SocketStream
+from mailgate.upstream.dial import Dialer
+from mailgate.wire import sasl
+
+READ_SIZE: Final = 16 * 1024
+"""Bytes taken at a time before the login is accepted; what follows it stays in the socket."""
+
+UNTAGGED_LIMIT: Final = 16 * 1024
+"""Bytes of responses that are kept for the client until the login is accepted."""
+
+
+@dataclass(frozen=True, slots=True)
+class SignedIn:
+    """An upstream that has accepted a login; see ``session.dialogue.SignedIn``."""
+
+    stream: SocketStream
+    residual: bytes
+    untagged: tuple[bytes, ...]
+    capabilities: frozenset[str]
+    shown: tuple[bytes, ...]
+    server: str
+
+
+class UpstreamLeg(abc.ABC):
+    """One connection to one server until its login is accepted."""
+
+    def __init__(self, dialer: Dialer, server: Server, stream: SocketStream, buffer: bytearray) -> None:
+        self.dialer = dialer
+        self.server = server
+        self.stream = stream
+        self.capabilities: frozenset[str] = frozenset()
+        self._view = memoryview(buffer)[:READ_SIZE]
+        self._sent = "connect"
+        self._received = "none"
+
+    @abc.abstractmethod
+    async def greet(self, known: frozenset[str] | None) -> None:
+        """Read the greeting, start TLS where that is asked for, learn the capabilities.
+
+        ``known`` are those that this server had before; asking again is saved where it is safe.
+        """
+
+    @abc.abstractmethod
+    async def sign_in(self, login: Login) -> SignedIn:
+        """Sign in; raises UpstreamFailed."""
+
+    @abc.abstractmethod
+    async def say_goodbye(self) -> None:
+        """Tell the server that this connection ends, without waiting for its answer."""
+
+    @abc.abstractmethod
+    def _feed(self, data: memoryview) -> None:
+        """Hand bytes to the receiver."""
+
+    @property
+    def state(self) -> str:
+        """How far things have come."""
+        return f"{self._sent}/{self._received}"
+
+    def failed(self, failure: Failure, detail: str) -> UpstreamFailed:
+        """Return the error for a failure at this point."""
+        return UpstreamFailed(failure, self.state, detail, self.server.name)
+
+    async def send(self, data: bytes, what: str = "") -> None:
+        """Send, and note what was sent for ``state``."""
+        if what:
+            self._sent = what
+        try:
+            await self.stream.send_all(data)
+        except trio.BrokenResourceError as error:
+            raise self.failed(Failure.CONNECT, f"connection lost: {error}") from error
+
+    async def fill(self) -> None:
+        """Receive more; raises UpstreamFailed at the end of the connection."""
+        try:
+            count = await self.stream.receive(self._view)
+        except trio.BrokenResourceError as error:
+            raise self.at_end(f"connection lost: {error}") from error
+        if count == 0:
+            raise self.at_end("the server closed the connection")
+        self._feed(self._view[:count])
+
+    def at_end(self, detail: str) -> UpstreamFailed:
+        """Return the error for a connection that ends here."""
+        failure = Failure.CONNECT if self._received == "none" else Failure.AUTH_TEMPORARY
+        return self.failed(failure, detail)
+
+    def check_password(self, login: Login) -> None:
+        """Refuse to send a password where it could be read, or could become something else."""
+        if not self.dialer.may_carry_password(self.server):
+            raise self.failed(
+                Failure.INSECURE, "no TLS on the way to this server: set tls, or allow_plaintext_auth for its pool"
+            )
+        if sasl.has_control(login.user) or sasl.has_control(login.authzid) or sasl.has_control(login.secret.reveal()):
+            raise self.failed(Failure.AUTH_REJECTED, "control characters in the credentials")

@@ -1,0 +1,176 @@
+"""Signing in to a POP3 server (RFC 1939 §4, RFC 2449, RFC 2595, RFC 5034, RFC 6856)."""
+
+from __future__ import annotations
+
+import base64
+from typing import Final
+
+from mailgate.errors import UpstreamFailed
+from mailgate.model import BEARER_MECHANISMS, Failure, Login, Mechanism, Protocol
+from mailgate.upstream.leg import SignedIn, UpstreamLeg
+from mailgate.wire import sasl
+from mailgate.wire.pop3 import COMMAND_LIMIT, Reply, ReplyReceiver
+
+_BY_CODE: Final = {
+    "AUTH": Failure.AUTH_REJECTED,
+    "SYS/TEMP": Failure.AUTH_TEMPORARY,
+    "SYS/PERM": Failure.UNSUPPORTED,
+    "IN-USE": Failure.LIMIT,
+    "LOGIN-DELAY": Failure.LIMIT,
+}
+
+
+def capabilities_of(lines: tuple[bytes, ...]) -> frozenset[str]:
+    """Return a CAPA reply's keywords in upper case, its SASL mechanisms as ``AUTH=`` each."""
+    found: set[str] = set()
+    for line in lines:
+        words = line.decode("latin-1").upper().split()
+        if words:
+            found.add(words[0])
+        if words[:1] == ["SASL"]:
+            found.update(f"AUTH={mechanism}" for mechanism in words[1:])
+    return frozenset(found)
+
+
+class Pop3Leg(UpstreamLeg):
+    """See :class:`UpstreamLeg`."""
+
+    protocol = Protocol.POP3
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*args)  # type: ignore[arg-type]
+        self._receiver = ReplyReceiver()
+
+    def _feed(self, data: memoryview) -> None:
+        self._receiver.receive(data)
+
+    async def _next(self) -> Reply:
+        while (reply := self._receiver.next()) is None:
+            await self.fill()
+        return reply
+
+    async def greet(self, known: frozenset[str] | None) -> None:
+        """See :class:`UpstreamLeg`; POP3 does not greet with capabilities, so known ones save a round trip."""
+        greeting = await self._next()
+        self._received = "banner"
+        if not greeting.ok:
+            raise self.failed(_BY_CODE.get(greeting.code, Failure.CONNECT), "the server greets with -ERR")
+        if self.dialer.starts_tls:
+            await self.send(b"STLS\r\n", "stls")
+            if not (await self._next()).ok:
+                raise self.failed(Failure.TLS, "the server refuses STLS")
+            if self._receiver.buffered:
+                raise self.failed(Failure.TLS, "the server sent something in clear behind STLS")
+            await self.dialer.start_tls(self.stream, self.server)
+            # Nothing that was said before TLS counts.
+            self._receiver = ReplyReceiver()
+        if known is not None:
+            self.capabilities = known
+            return
+        await self._ask_capabilities()
+
+    async def _ask_capabilities(self) -> None:
+        await self.send(b"CAPA\r\n", "capa")
+        if not (await self._next()).ok:
+            # A server older than CAPA (RFC 2449): it knows USER and PASS and promises nothing.
+            self.capabilities = frozenset({"USER"})
+            return
+        while (block := self._receiver.next_block()) is None:
+            await self.fill()
+        self.capabilities = capabilities_of(block)
+        self._received = "capa"
+
+    async def sign_in(self, login: Login) -> SignedIn:
+        """See :class:`UpstreamLeg`."""
+        self.check_password(login)
+        mechanism = self._choose(login)
+        if login.utf8:
+            await self.send(b"UTF8\r\n", "utf8")
+            if not (await self._next()).ok:
+                raise self.failed(Failure.UNSUPPORTED, "the server refuses UTF8")
+        if login.language is not None and "LANG" in self.capabilities:
+            # A language that the server does not have leaves its texts as they are.
+            await self.send(b"LANG %b\r\n" % login.language, "lang")
+            await self._next()
+        if mechanism is Mechanism.COMMAND:
+            reply = await self._user_and_password(login)
+        else:
+            reply = await self._authenticate(login, mechanism)
+        if reply.continuation:
+            raise self.failed(Failure.PROTOCOL, "the server asks for more than the login holds")
+        if not reply.ok:
+            failure = _BY_CODE.get(reply.code, Failure.AUTH_REJECTED)
+            raise self.failed(failure, f"the server says -ERR [{reply.code}]" if reply.code else "-ERR")
+        self._received = "login"
+        return SignedIn(self.stream, self._receiver.take_residual(), (), self.capabilities, (), self.server.name)
+
+    def _choose(self, login: Login) -> Mechanism:
+        """Return how to sign in: as the client did if the server can, else as it can."""
+        offered = {one for one in Mechanism if f"AUTH={one}" in self.capabilities}
+        if login.mechanism in BEARER_MECHANISMS:
+            if login.mechanism not in offered:
+                raise self.failed(Failure.UNSUPPORTED, f"the server does not offer {login.mechanism}")
+            return login.mechanism
+        if login.mechanism is Mechanism.EXTERNAL:
+            raise self.failed(Failure.UNSUPPORTED, "EXTERNAL is not relayed")
+        if login.authzid:
+            if Mechanism.PLAIN not in offered:
+                raise self.failed(Failure.UNSUPPORTED, "only PLAIN carries an authorization identity")
+            return Mechanism.PLAIN
+        if login.mechanism is not Mechanism.COMMAND and login.mechanism in offered:
+            return login.mechanism
+        if "USER" in self.capabilities or not offered:
+            return Mechanism.COMMAND
+        for mechanism in (Mechanism.PLAIN, Mechanism.LOGIN):
+            if mechanism in offered:
+                return mechanism
+        return Mechanism.COMMAND
+
+    async def _user_and_password(self, login: Login) -> Reply:
+        user = b"USER %b\r\n" % login.user
+        password = b"PASS %b\r\n" % login.secret.reveal()
+        if "PIPELINING" in self.capabilities:
+            await self.send(user + password, "login")
+            reply = await self._next()
+            # What follows a refused USER is the answer to a PASS that could not be right.
+            return await self._next() if reply.ok else reply
+        await self.send(user, "user")
+        reply = await self._next()
+        if not reply.ok:
+            return reply
+        await self.send(password, "login")
+        return await self._next()
+
+    async def _authenticate(self, login: Login, mechanism: Mechanism) -> Reply:
+        initial = sasl.initial_response(mechanism, login.user, login.authzid, login.secret)
+        line = b"AUTH %b %b\r\n" % (mechanism.encode(), sasl.encode(initial))
+        if len(line) <= COMMAND_LIMIT:
+            await self.send(line, "login")
+            reply = await self._next()
+        else:
+            # RFC 5034 §4: an initial response that does not fit is sent when it is asked for.
+            await self.send(b"AUTH %b\r\n" % mechanism.encode(), "login")
+            reply = await self._next()
+            if reply.continuation:
+                await self.send(base64.b64encode(initial) + b"\r\n")
+                reply = await self._next()
+        number = 0
+        while reply.continuation:
+            number += 1
+            try:
+                answer = base64.b64encode(sasl.respond(mechanism, number, login.secret))
+            except sasl.SaslError:
+                if number > 2:
+                    return reply
+                answer = b"*"
+            await self.send(answer + b"\r\n")
+            reply = await self._next()
+        return reply
+
+    async def say_goodbye(self) -> None:
+        """See :class:`UpstreamLeg`."""
+        try:
+            await self.send(b"QUIT\r\n", "quit")
+        except UpstreamFailed:
+            # It went first, which is what was wanted.
+            return

@@ -1,0 +1,101 @@
+"""Administration over HTTP on a Unix socket, for ``mailgate trace``.
+
+Whoever may open the socket, which has mode 0600, may do everything here: its owner and root.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from mailgate.errors import MailgateError
+
+BODY_LIMIT = 16 * 1024
+
+
+class Traces(Protocol):
+    """What the administration uses of the protocol traces."""
+
+    def start(
+        self, *, user: str | None, address: str | None, seconds: float, by: str, bodies: bool = False
+    ) -> dict[str, object]:
+        """Begin a trace; raises MailgateError with what is wrong."""
+        ...
+
+    def stop(self, name: str, by: str) -> bool:
+        """End a trace; return whether there was one."""
+        ...
+
+    def list(self) -> list[dict[str, object]]:
+        """Return the traces that run."""
+        ...
+
+
+def admin_app(traces: Traces) -> Starlette:
+    """Return the application; errors are answered as ``{"error": text}``."""
+
+    async def show(request: Request) -> Response:
+        return JSONResponse({"traces": traces.list()})
+
+    async def start(request: Request) -> Response:
+        asked = await _body(request)
+        user, address = _text(asked, "user"), _text(asked, "address")
+        seconds = asked.get("seconds", 600)
+        bodies = asked.get("bodies", False)
+        if not isinstance(seconds, int | float) or isinstance(seconds, bool) or not isinstance(bodies, bool):
+            raise HTTPException(400, "seconds is a number, bodies true or false")
+        try:
+            facts = traces.start(user=user, address=address, seconds=seconds, by="admin socket", bodies=bodies)
+        except MailgateError as error:
+            raise HTTPException(409, str(error)) from error
+        return JSONResponse(facts, 201)
+
+    async def stop(request: Request) -> Response:
+        if not traces.stop(request.path_params["name"], "admin socket"):
+            raise HTTPException(404, "there is no such trace")
+        return Response(status_code=204)
+
+    async def failed(request: Request, error: Exception) -> Response:
+        status = error.status_code if isinstance(error, HTTPException) else 500
+        detail = error.detail if isinstance(error, HTTPException) else "internal error"
+        return JSONResponse({"error": detail}, status)
+
+    handlers: dict[Any, Callable[[Request, Exception], Any]] = {HTTPException: failed}
+    return Starlette(
+        routes=[
+            Route("/v1/trace", show, methods=["GET"]),
+            Route("/v1/trace", start, methods=["POST"]),
+            Route("/v1/trace/{name}", stop, methods=["DELETE"]),
+        ],
+        exception_handlers=handlers,
+    )
+
+
+async def _body(request: Request) -> dict[str, object]:
+    """Return a request's JSON object; raises HTTPException for anything else."""
+    data = b""
+    async for piece in request.stream():
+        data += piece
+        if len(data) > BODY_LIMIT:
+            raise HTTPException(413, "the request is too large")
+    try:
+        asked = json.loads(data)
+    except ValueError as error:
+        raise HTTPException(400, "the request holds no JSON") from error
+    if not isinstance(asked, dict):
+        raise HTTPException(400, "the request is no JSON object")
+    return asked
+
+
+def _text(asked: dict[str, object], key: str) -> str | None:
+    value = asked.get(key)
+    if value is None or isinstance(value, str):
+        return value
+    raise HTTPException(400, f"{key} is a text")

@@ -1,0 +1,99 @@
+"""What both protocols share before login: limits with their reasons, and a buffer of lines.
+
+Framing comes before grammar. A receiver takes bytes as they come, finds lines and literals, and
+only then looks at what they say, so that a bad command can never change where the next one begins.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mailgate.errors import RemoteProtocolError
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a client may send before its login.
+
+    ``line``: bytes of a line. An ID command of 30 pairs with values of 1,024 bytes is legal
+    (RFC 2971 §3.3) and has 31,841; twice that leaves room.
+
+    ``literal``: bytes of a literal. User names, passwords and initial responses come so; a
+    Kerberos ticket or a JSON web token of 12 KiB is the largest seen.
+
+    ``literals``: literals in one command. ID may send its 60 strings so.
+
+    ``arguments`` and ``nesting``: of one command. ID has 60 in one list; more is an attempt to
+    fill memory (CVE-2026-27857).
+
+    ``sasl_line``: bytes of a line of a SASL exchange; RFC 5034 §4 asks for 12,288, tokens may
+    need more.
+
+    ``total``: bytes of everything before login, which bounds what one connection can make the
+    gateway parse for nothing.
+    """
+
+    line: int = 65_536
+    literal: int = 16_384
+    literals: int = 64
+    arguments: int = 256
+    nesting: int = 8
+    sasl_line: int = 65_536
+    total: int = 262_144
+
+
+class LineBuffer:
+    """Bytes that arrived and were not used yet, from which lines and counted pieces are taken."""
+
+    __slots__ = ("_data", "_scanned", "taken")
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+        self._scanned = 0
+        self.taken = 0
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def starts_with(self, prefix: bytes) -> bool:
+        """Whether the next bytes are ``prefix``."""
+        return self._data.startswith(prefix)
+
+    def peek(self, size: int) -> bytes:
+        """Return up to ``size`` next bytes without taking them."""
+        return bytes(self._data[:size])
+
+    def receive(self, data: bytes | bytearray | memoryview) -> None:
+        """Add bytes."""
+        self._data += data
+
+    def line(self, limit: int) -> bytes | None:
+        """Take a line with its LF; ``None`` if it is not complete. Raises if it is over ``limit``.
+
+        After the error the bytes are still there; :meth:`skip_line` drops them.
+        """
+        end = self._data.find(b"\n", self._scanned)
+        if end < 0:
+            self._scanned = len(self._data)
+            if self._scanned > limit:
+                raise RemoteProtocolError("line too long")
+            return None
+        if end + 1 > limit:
+            raise RemoteProtocolError("line too long")
+        return self.take(end + 1)
+
+    def skip_line(self, keep: int) -> tuple[bytes, bool]:
+        """Drop what there is of a line; return its last ``keep`` bytes and whether its end was seen."""
+        end = self._data.find(b"\n")
+        size = len(self._data) if end < 0 else end + 1
+        piece = bytes(self._data[max(0, size - keep) : size])
+        self.take(size)
+        return piece, end >= 0
+
+    def take(self, size: int) -> bytes:
+        """Take ``size`` bytes, or all there are."""
+        piece = bytes(self._data[:size])
+        del self._data[:size]
+        self._scanned = 0
+        self.taken += len(piece)
+        return piece

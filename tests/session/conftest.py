@@ -1,0 +1,156 @@
+"""A session on a stage: memory streams, a fake upstream that accepts or fails on demand, a virtual clock."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import trio
+
+from mailgate import config
+from mailgate.errors import UpstreamFailed
+from mailgate.events import SessionClosed
+from mailgate.model import Failure, Login, Peer, Protocol, Route, Session, TlsInfo
+from mailgate.policy.gate import Gate, GateSettings
+from mailgate.session.dialogue import Services, SessionOver
+from mailgate.session.relay import Watch
+from mailgate.session.run import run_session
+from mailgate.stream import ByteStream, burst_buffer
+from mailgate.wire.framing import Limits
+from tests.support.dialogue import Stage
+
+UPSTREAM = frozenset(
+    {"IMAP4REV1", "LITERAL+", "IDLE", "ID", "SASL-IR", "ENABLE", "COMPRESS=DEFLATE", "AUTH=PLAIN", "AUTH=XOAUTH2"}
+    | {"AUTH=OAUTHBEARER", "TOP", "UIDL", "UTF8", "LANG", "PIPELINING", "RESP-CODES"}
+)
+
+
+@dataclass
+class FakeSignedIn:
+    """An upstream that has accepted a login."""
+
+    stream: ByteStream
+    residual: bytes = b""
+    untagged: tuple[bytes, ...] = ()
+    capabilities: frozenset[str] = UPSTREAM
+    shown: tuple[bytes, ...] = (b"IMAP4rev1", b"LITERAL+", b"IDLE", b"COMPRESS=DEFLATE")
+
+
+@dataclass
+class FakeConnection:
+    """A client's connection; ``tls_outcome`` is what a STARTTLS comes to."""
+
+    stream: ByteStream
+    session: Session
+    offers_tls: bool
+    tls_outcome: Exception | None = None
+
+    @property
+    def can_start_tls(self) -> bool:
+        return self.offers_tls and self.session.tls is None
+
+    async def start_tls(self) -> None:
+        await trio.lowlevel.checkpoint()
+        if self.tls_outcome is not None:
+            raise self.tls_outcome
+        self.session.tls = TlsInfo("TLSv1.3", "TLS_AES_128_GCM_SHA256")
+
+
+@dataclass
+class World:
+    """What a test may change before it plays: the listener, the upstream's answer, the route."""
+
+    stage: Stage
+    watch: Watch = field(default_factory=Watch)
+    logins: list[Login] = field(default_factory=list)
+    fail: list[Failure] = field(default_factory=list)
+    residual: bytes = b""
+    untagged: tuple[bytes, ...] = ()
+    route: Route | None = Route("default", "backend")
+    known: list[frozenset[str]] = field(default_factory=lambda: [UPSTREAM])
+    session: Session | None = None
+    end: object = None
+    before_open: Callable[[], Awaitable[None]] | None = None
+
+    async def find_route(self, login: Login, session: Session) -> Route | None:
+        await trio.lowlevel.checkpoint()
+        return self.route
+
+    async def open(self, route: Route, login: Login, session: Session) -> FakeSignedIn:
+        self.logins.append(login)
+        if self.before_open is not None:
+            await self.before_open()
+        if self.fail:
+            raise UpstreamFailed(self.fail.pop(0), "login/banner", "as the test wants it")
+        stream = self.stage.open_upstream(login.user, str(login.mechanism))
+        return FakeSignedIn(stream, self.residual, self.untagged)
+
+
+Play = Callable[..., Awaitable[World]]
+
+
+def listener(protocol: str, **options: object) -> config.Listener:
+    """A listener on loopback as a configuration would make it."""
+    return config.Listener.model_validate(
+        {"name": "test", "protocol": protocol, "bind": ["127.0.0.1:1"], "tls": "off", **options}
+    )
+
+
+@asynccontextmanager
+async def on_stage(protocol: str, world: World | None = None, **options: object) -> AsyncIterator[World]:
+    """Run a session for a listener with the given options; the body plays its script.
+
+    Behind the body the client's end is closed and the session must come to its end by itself,
+    having closed both of its streams and told SessionClosed as its caller would.
+    """
+    world = world or World(Stage())
+    stage = world.stage
+    implicit = options.get("tls") == "implicit"
+    session = Session("s1", Protocol(protocol), "test", Peer("192.0.2.1", 4711), trio.current_time())
+    if implicit:
+        session.tls = TlsInfo("TLSv1.3", "TLS_AES_128_GCM_SHA256")
+    world.session = session
+    offers = str(options.get("tls", "off")).startswith("starttls")
+    connection = FakeConnection(stage.near_client, session, offers, options.pop("tls_outcome", None))  # type: ignore[arg-type]
+    services = Services(
+        hostname="mail.example.org",
+        gate=Gate(GateSettings(failures_per_session=3, failure_delay=2.0, failure_delay_max=15.0, bad_commands=4)),
+        limits=Limits(),
+        route=world.find_route,
+        open_upstream=world.open,
+        upstream_capabilities=lambda _: world.known,
+        emit=stage.emit,
+        watch=world.watch,
+        trace=lambda _: None,
+        buffer=burst_buffer(),
+        linger=5.0,
+    )
+
+    async def run() -> None:
+        end = await run_session(connection, listener(protocol, **options), services)
+        world.end = end
+        stage.emit(SessionClosed(session, end.side, end.reason, 0.0))
+        await stage.near_client.aclose()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run)
+        nursery.start_soon(world.watch.run)
+        yield world
+        stage.finish()
+        await stage.client.stream.aclose()
+        if stage.upstream is not None:
+            await stage.upstream.stream.aclose()
+        while world.end is None:
+            await trio.sleep(1)
+        nursery.cancel_scope.cancel()
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    return tmp_path
+
+
+__all__ = ["Play", "SessionOver", "World", "listener", "on_stage"]

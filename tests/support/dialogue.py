@@ -1,0 +1,218 @@
+"""Sessions as scripted dialogues: a text says who speaks when, and the harness plays and checks it.
+
+Each line of a script is one step::
+
+    S: * OK …            the client receives this line
+    C: a LOGIN u p       the client sends this line
+    login: u COMMAND     the gateway opens an upstream for this user and mechanism
+    U: a OK done         the upstream says this line
+    G: a NOOP            the upstream gets this line
+    events: SessionEstablished CommandFinished(NOOP ok)
+    close: client        the client's end (or the upstream's) goes away
+    closed: client       the client (or the upstream) sees the end
+    wait: 60             seconds pass
+
+A line that ends in ``\\`` is sent without CRLF; ``\\r \\n \\0 \\xNN`` are read as escapes. In an expected
+line ``<*>`` stands for anything. A mismatch shows what was played so far, what was expected and what
+came; bytes that nobody asked for at the end of a script are a failure too.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+import trio
+import trio.testing
+
+from mailgate.events import (
+    BytesRelayed,
+    CommandFinished,
+    Event,
+    LimitStruck,
+    LoginRefused,
+    SessionClosed,
+    SessionOpened,
+)
+from mailgate.model import Session
+from mailgate.stream import TrioStream
+
+
+class Mismatch(AssertionError):
+    """A dialogue did not go as its script says."""
+
+
+def unescape(text: str) -> bytes:
+    """Return the bytes that a script's text stands for."""
+    raw = text.encode("utf-8")
+    return re.sub(
+        rb"\\(r|n|0|t|x[0-9a-f]{2})",
+        lambda match: {b"r": b"\r", b"n": b"\n", b"0": b"\0", b"t": b"\t"}.get(
+            match[1], bytes.fromhex(match[1][1:].decode()) if match[1].startswith(b"x") else b""
+        ),
+        raw,
+    )
+
+
+def shown(event: Event) -> str:
+    """Return the short form in which scripts name an event."""
+    name = type(event).__name__
+    match event:
+        case CommandFinished(verb=verb, result=result):
+            return f"{name}({verb} {result})"
+        case LoginRefused(reason=reason):
+            return f"{name}({reason})"
+        case LimitStruck(rule=rule, action=action):
+            return f"{name}({rule} {action})"
+        case SessionClosed(side=side, reason=reason):
+            return f"{name}({side} {reason})"
+        case _:
+            return name
+
+
+@dataclass
+class Side:
+    """The far end of one of the session's streams, as a script plays it."""
+
+    name: str
+    stream: trio.abc.Stream
+    unread: bytearray = field(default_factory=bytearray)
+
+    async def line(self) -> bytes:
+        """Return the next line that arrived here, without CRLF."""
+        while b"\n" not in self.unread:
+            data = await self.stream.receive_some()
+            if not data:
+                raise Mismatch(f"{self.name}: the end came, with {bytes(self.unread)!r} before it")
+            self.unread += data
+        line, _, rest = bytes(self.unread).partition(b"\n")
+        self.unread[:] = rest
+        return line.removesuffix(b"\r")
+
+    async def end(self) -> None:
+        """Wait for the end, before which nothing may come."""
+        while data := await self.stream.receive_some():
+            self.unread += data
+        if self.unread:
+            raise Mismatch(f"{self.name}: unexpected {bytes(self.unread)!r} before the end")
+
+
+class Stage:
+    """Both far ends, the events, and the upstream that the gateway opens."""
+
+    def __init__(self) -> None:
+        near, far = trio.testing.memory_stream_pair()
+        self.near_client = TrioStream(near)
+        self.client = Side("client", far)
+        self.upstream: Side | None = None
+        self.events: list[Event] = []
+        self.logins: list[str] = []
+        self.login_seen = trio.Event()
+        self.played: list[str] = []
+
+    def emit(self, event: Event) -> None:
+        """Collect an event; stands behind the session as its observer."""
+        if not isinstance(event, BytesRelayed | SessionOpened):
+            self.events.append(event)
+
+    def open_upstream(self, user: bytes, mechanism: str) -> TrioStream:
+        """Make the upstream's stream pair and return the gateway's end of it."""
+        near, far = trio.testing.memory_stream_pair()
+        self.upstream = Side("upstream", far)
+        self.logins.append(f"{user.decode('utf-8', 'backslashreplace')} {mechanism}")
+        self.login_seen.set()
+        return TrioStream(near)
+
+    async def play(self, script: str) -> None:
+        """Play a script's steps in order."""
+        for step in script.strip().splitlines():
+            step = step.strip()
+            if not step or step.startswith("#"):
+                continue
+            kind, _, text = step.partition(":")
+            with trio.move_on_after(100) as limit:
+                await self._step(kind, text.removeprefix(" "))
+            if limit.cancelled_caught:
+                raise Mismatch("\n".join([*self.played, f"nothing came for: {step}"]))
+            self.played.append(step)
+
+    async def _step(self, kind: str, text: str) -> None:
+        steps: dict[str, Callable[[str], Awaitable[None]]] = {
+            "C": self._client_says,
+            "S": self._client_hears,
+            "U": self._upstream_says,
+            "G": self._upstream_hears,
+            "login": self._login,
+            "events": self._events,
+            "close": self._close,
+            "closed": self._closed,
+            "wait": self._wait,
+        }
+        if kind not in steps:
+            raise Mismatch(f"no such step: {kind!r}")
+        await steps[kind](text)
+
+    @property
+    def _up(self) -> Side:
+        if self.upstream is None:
+            raise Mismatch("\n".join([*self.played, "no upstream was opened"]))
+        return self.upstream
+
+    async def _say(self, side: Side, text: str) -> None:
+        data = unescape(text.removesuffix("\\")) + (b"" if text.endswith("\\") else b"\r\n")
+        await side.stream.send_all(data)
+
+    async def _hear(self, side: Side, text: str) -> None:
+        expected = unescape(text)
+        try:
+            line = await side.line()
+        except Mismatch as mismatch:
+            raise Mismatch("\n".join([*self.played, f"expected {expected!r}", str(mismatch)])) from None
+        pattern = fnmatch.translate(re.sub(r"([\[\]?*])", r"[\1]", expected.decode("latin-1").replace("<*>", "\1")))
+        if not re.fullmatch(pattern.replace("\1", ".*"), line.decode("latin-1")):
+            raise Mismatch("\n".join([*self.played, f"- {side.name} expected {expected!r}", f"+ {side.name} got      {line!r}"]))
+
+    async def _client_says(self, text: str) -> None:
+        await self._say(self.client, text)
+
+    async def _client_hears(self, text: str) -> None:
+        await self._hear(self.client, text)
+
+    async def _upstream_says(self, text: str) -> None:
+        await self._say(self._up, text)
+
+    async def _upstream_hears(self, text: str) -> None:
+        await self._hear(self._up, text)
+
+    async def _login(self, text: str) -> None:
+        await self.login_seen.wait()
+        self.login_seen = trio.Event()
+        if self.logins[-1] != text:
+            raise Mismatch("\n".join([*self.played, f"- login {text}", f"+ login {self.logins[-1]}"]))
+
+    async def _events(self, text: str) -> None:
+        await trio.testing.wait_all_tasks_blocked()
+        told = " ".join(shown(event) for event in self.events)
+        self.events.clear()
+        if told != text:
+            raise Mismatch("\n".join([*self.played, f"- events {text}", f"+ events {told}"]))
+
+    async def _close(self, text: str) -> None:
+        await (self.client if text == "client" else self._up).stream.aclose()
+
+    async def _closed(self, text: str) -> None:
+        await (self.client if text == "client" else self._up).end()
+
+    async def _wait(self, text: str) -> None:
+        await trio.sleep(float(text))
+
+    def finish(self) -> None:
+        """Check that nothing is left over."""
+        for side in (self.client, self.upstream):
+            if side is not None and side.unread:
+                raise Mismatch("\n".join([*self.played, f"left over for {side.name}: {bytes(side.unread)!r}"]))
+
+
+__all__ = ["Mismatch", "Session", "Stage", "shown", "unescape"]
