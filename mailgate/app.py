@@ -15,7 +15,6 @@ from typing import Final
 
 import structlog
 import trio
-from prometheus_client.exposition import choose_encoder
 
 from mailgate import events
 from mailgate.config import Config, Listener
@@ -264,7 +263,7 @@ class Gateway:
         if self.tls is not None:
             nursery.start_soon(self.tls.watch, self._reloaded)
         if self.config.metrics is not None:
-            app = http.metrics_app(self._scrape, self._not_ready)
+            app = http.metrics_app(self.metrics.scrape, self._not_ready)
             nursery.start_soon(http.serve_http, app, http.open_socket(self.config.metrics.bind))
         if self.config.admin is not None:
             app = admin.admin_app(self.tracer)
@@ -329,10 +328,6 @@ class Gateway:
                 state=failed.state,
                 detail=failed.detail,
             )
-
-    def _scrape(self, accept: str) -> tuple[bytes, str]:
-        encode, content_type = choose_encoder(accept)
-        return encode(self.metrics.registry), content_type
 
     def _not_ready(self) -> list[str]:
         if self._draining:

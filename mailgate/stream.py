@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import select
 import socket
 import ssl
 from typing import Final, Protocol
@@ -60,11 +59,7 @@ class ByteStream(Protocol):
         ...
 
     async def aclose(self) -> None:
-        """Close, telling a TLS peer so without waiting for it."""
-        ...
-
-    def abort(self) -> None:
-        """Close at once."""
+        """Close, even when cancelled, telling a TLS peer so without waiting for it."""
         ...
 
 
@@ -261,7 +256,7 @@ class SocketStream:
         await trio.lowlevel.checkpoint()
 
     def abort(self) -> None:
-        """See :class:`ByteStream`; does nothing the second time."""
+        """Close at once, without a word to a TLS peer; does nothing the second time."""
         fd = self._sock.fileno()
         if fd >= 0:
             trio.lowlevel.notify_closing(fd)
@@ -296,7 +291,11 @@ class TrioStream:
     ) -> TlsInfo:
         """See :class:`ByteStream`; the TLS of Trio, on memory BIOs."""
         stream = trio.SSLStream(
-            self._stream, context, server_hostname=server_hostname, server_side=server_side, https_compatible=True
+            self._stream,
+            context,
+            server_hostname=server_hostname,
+            server_side=server_side,
+            https_compatible=True,
         )
         await stream.do_handshake()
         self._stream = stream
@@ -311,9 +310,3 @@ class TrioStream:
     async def aclose(self) -> None:
         """See :class:`ByteStream`."""
         await self._stream.aclose()
-
-    def abort(self) -> None:
-        """See :class:`ByteStream`."""
-        with trio.CancelScope() as scope:
-            scope.cancel()
-            trio.lowlevel.spawn_system_task(trio.aclose_forcefully, self._stream)

@@ -31,9 +31,7 @@ class RoundRobin(Generic[S]):
         failed within the last ``retry_after`` seconds, the one that failed longest ago first.
         """
         healthy = [server for server in servers if not self._is_down(server, now)]
-        down = sorted(
-            (server for server in servers if self._is_down(server, now)), key=self._failed.__getitem__
-        )
+        down = sorted((server for server in servers if self._is_down(server, now)), key=self._failed.__getitem__)
         if healthy:
             # The turn counts healthy servers only: over all of them, the one behind a dead server
             # would get the dead one's share as well.

@@ -18,9 +18,7 @@ def cert() -> None:
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
 @click.option("--certificate", type=click.Path(path_type=Path), default="certificate.pem", show_default=True)
 @click.option("--key", type=click.Path(path_type=Path), default="key.pem", show_default=True)
-@click.option(
-    "--days", type=click.IntRange(1, 3650), default=365, show_default=True, help="How long it is valid."
-)
+@click.option("--days", type=click.IntRange(1, 3650), default=365, show_default=True, help="How long it is valid.")
 @click.option("--key-type", type=click.Choice(["ecdsa", "rsa"]), default="ecdsa", show_default=True)
 @click.option("--force", is_flag=True, help="Write over files that exist.")
 @reports_failures
@@ -36,7 +34,7 @@ def cert_self_signed(
     for path in (certificate, key):
         if path.exists() and not force:
             fail(f"{path} exists; --force writes over it")
-    maker.write(certificate, key, *maker.self_signed(list(names), days=days, key_type=key_type))
+    maker.write(certificate, key, *maker.self_signed(list(names), days=days, key_type=key_type), replace=force)
     click.echo(f"Wrote {certificate} and {key} (mode 0600), for {', '.join(names)}, valid for {days} days.")
 
 

@@ -71,13 +71,9 @@ def main(context: click.Context) -> None:
     type=click.Path(path_type=Path),
     help="With --upstream: the authorities that vouch for the server, PEM.  [default: the system's]",
 )
-@click.option(
-    "--pin", metavar="SHA256", help="With --upstream: the fingerprint of the server's certificate, instead."
-)
+@click.option("--pin", metavar="SHA256", help="With --upstream: the fingerprint of the server's certificate, instead.")
 @click.option("--metrics", metavar="HOST:PORT", help="With --upstream: serve metrics and health here.")
-@click.option(
-    "--print", "only_print", is_flag=True, help="With --upstream: print the configuration; do not run."
-)
+@click.option("--print", "only_print", is_flag=True, help="With --upstream: print the configuration; do not run.")
 @reports_failures
 def run(
     config: Path | None,
@@ -109,9 +105,7 @@ def run(
     if config is not None and not _from_environment("config"):
         raise click.UsageError("Give either a configuration file or --upstream.")
     try:
-        plan = Quickstart.of(
-            upstreams, listen, certificate=certificate, key=key, ca=ca, pin=pin, metrics=metrics
-        )
+        plan = Quickstart.of(upstreams, listen, certificate=certificate, key=key, ca=ca, pin=pin, metrics=metrics)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     with contextlib.ExitStack() as stack:
@@ -162,9 +156,7 @@ def _temporary_certificate() -> Iterator[tuple[Path, Path]]:
 
 @main.command(short_help="Tell everything that is wrong with a configuration.")
 @config_argument
-@click.option(
-    "--print", "print_it", is_flag=True, help="Print the configuration with every default written out."
-)
+@click.option("--print", "print_it", is_flag=True, help="Print the configuration with every default written out.")
 @reports_failures
 def check(config: Path | None, print_it: bool) -> None:
     """Check the file CONFIG and tell everything that is wrong with it.
@@ -214,9 +206,7 @@ def route(user: str, listener: str | None, protocol: str | None, config: Path | 
     if listener is not None and listener not in known:
         raise click.UsageError(f"There is no listener {listener!r}; there are: {', '.join(known)}.")
     asked = [
-        each
-        for each in loaded.listener
-        if listener in (None, each.name) and protocol in (None, str(each.protocol))
+        each for each in loaded.listener if listener in (None, each.name) and protocol in (None, str(each.protocol))
     ]
     if not asked:
         raise click.UsageError("No such listener speaks that protocol.")
@@ -249,9 +239,7 @@ def _print_target(pool: Pool) -> None:
 
 
 @main.command(short_help="See it at work: a sample mail server behind the gateway.")
-@click.option(
-    "--once", is_flag=True, help="Stop after the check; the exit status is 0 only if mail was read."
-)
+@click.option("--once", is_flag=True, help="Stop after the check; the exit status is 0 only if mail was read.")
 @reports_failures
 def demo(once: bool) -> None:
     """Start a mail server with sample mail and the gateway in front of it, and read the mail.

@@ -33,9 +33,7 @@ class Url:
     @classmethod
     def parse(cls, url: str) -> Url:
         """Read a URL; a missing port is the scheme's own. Raises ValueError without quoting it."""
-        wrong = (
-            "a server is written imaps://host, imap://host, pop3s://host or pop3://host, with :port behind it"
-        )
+        wrong = "a server is written imaps://host, imap://host, pop3s://host or pop3://host, with :port behind it"
         try:
             parts = urlsplit(url)
             port = parts.port
@@ -44,13 +42,7 @@ class Url:
         if parts.username is not None or parts.password is not None:
             raise ValueError(f"{wrong}; a user or password does not belong there, clients bring theirs")
         scheme = parts.scheme.lower()
-        if (
-            scheme not in SCHEMES
-            or not parts.hostname
-            or parts.path.strip("/")
-            or parts.query
-            or parts.fragment
-        ):
+        if scheme not in SCHEMES or not parts.hostname or parts.path.strip("/") or parts.query or parts.fragment:
             raise ValueError(wrong)
         host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
         return cls(scheme, Endpoint.parse(f"{host}:{SCHEMES[scheme].port if port is None else port}"))
@@ -111,9 +103,7 @@ class Quickstart:
         servers = tuple(_option("--upstream", url) for url in upstreams)
         protocols = [server.protocol for server in servers]
         if len(set(protocols)) != len(protocols):
-            raise ValueError(
-                "--upstream is given once for IMAP and once for POP3; several servers need a file"
-            )
+            raise ValueError("--upstream is given once for IMAP and once for POP3; several servers need a file")
         if (certificate is None) != (key is None):
             raise ValueError("--certificate and --key go together")
         if ca is not None and pin is not None:

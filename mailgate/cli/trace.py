@@ -119,9 +119,7 @@ def _ask(
             probe.connect(str(place))
         except OSError as error:
             reason = error.strerror or str(error)
-            fail(
-                f"nobody answers on {place} ({reason}): is the gateway running, and may you open its socket?"
-            )
+            fail(f"nobody answers on {place} ({reason}): is the gateway running, and may you open its socket?")
     transport = httpx.HTTPTransport(uds=str(place))
     try:
         with httpx.Client(transport=transport, base_url="http://mailgate", timeout=10.0) as client:

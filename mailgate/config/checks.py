@@ -178,8 +178,7 @@ def _listener(path: str, listener: Listener, draft: Draft) -> Iterator[ConfigPro
         yield wrong(
             "inspect",
             "login",
-            "traces need to see commands, to keep messages out: "
-            "write inspect = commands or leave out trace.directory",
+            "traces need to see commands, to keep messages out: write inspect = commands or leave out trace.directory",
         )
 
 
@@ -187,9 +186,7 @@ def _pool(path: str, pool: Pool) -> Iterator[ConfigProblem]:
     yield from _upstream_tls(path, pool, pool.tls)
     remote = [server for server in pool.servers if not server.address.loopback]
     if pool.allow_plaintext_auth and pool.tls.mode != "off":
-        yield ConfigProblem(
-            f"{path}.allow_plaintext_auth", "true", f"has no effect with tls = {pool.tls.mode}"
-        )
+        yield ConfigProblem(f"{path}.allow_plaintext_auth", "true", f"has no effect with tls = {pool.tls.mode}")
     if pool.tls.mode == "off" and remote and not pool.allow_plaintext_auth:
         yield ConfigProblem(
             f"{path}.tls",
@@ -203,8 +200,7 @@ def _pool(path: str, pool: Pool) -> Iterator[ConfigProblem]:
             yield ConfigProblem(
                 f"{path}.{option}",
                 text(format_duration(seconds)),
-                f"is part of a login and cannot be longer than login_timeout "
-                f"({format_duration(pool.login_timeout)})",
+                f"is part of a login and cannot be longer than login_timeout ({format_duration(pool.login_timeout)})",
             )
 
 
@@ -230,9 +226,7 @@ def _upstream_tls(path: str, pool: Pool, tls: UpstreamTls) -> Iterator[ConfigPro
         for option in (option for option in ("ca", "pin") if given[option]):
             yield ConfigProblem(f"{path}.tls.{option}", "", "has no effect with verify = false")
     if tls.pin and given["ca"]:
-        yield ConfigProblem(
-            f"{path}.tls.ca", "", "has no effect with pin: a pin names the certificate itself"
-        )
+        yield ConfigProblem(f"{path}.tls.ca", "", "has no effect with pin: a pin names the certificate itself")
     if tls.verify and not tls.pin and tls.name is None:
         for index, server in enumerate(pool.servers):
             if server.address.path is not None:
@@ -352,8 +346,7 @@ def _route_warnings(config: Config) -> Iterator[str]:
         reached |= {place for place, _ in rules}
         if not rules or not rules[-1][1].match.catches_all_users:
             yield (
-                f'listener[{index}] "{listener.name}": no route takes everyone, '
-                "so logins that match none are refused."
+                f'listener[{index}] "{listener.name}": no route takes everyone, so logins that match none are refused.'
             )
     for index, rule in enumerate(config.route):
         if index not in reached:

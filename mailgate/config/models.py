@@ -53,9 +53,7 @@ class Listener(Settings):
 
     name: Name = Field(description="Its name in logs, metrics and routes.")
     protocol: Protocol = Field(description="What clients speak here.")
-    bind: Endpoints = Field(
-        description='Where it listens: "0.0.0.0:993", "[::]:993", "unix:/run/mailgate/imap.sock".'
-    )
+    bind: Endpoints = Field(description='Where it listens: "0.0.0.0:993", "[::]:993", "unix:/run/mailgate/imap.sock".')
     tls: ListenerTls = Field(
         default_factory=lambda data: tls_by_port(data.get("bind", ())) or "implicit",
         json_schema_extra=shown(TLS_BY_PORT),
@@ -137,9 +135,7 @@ class Server(Settings):
         return {"address": value} if isinstance(value, str | Endpoint) else value
 
 
-ServerEntry = Annotated[
-    Server, BeforeValidator(lambda value: value, json_schema_input_type=Endpoint | Server)
-]
+ServerEntry = Annotated[Server, BeforeValidator(lambda value: value, json_schema_input_type=Endpoint | Server)]
 UpstreamTlsEntry = Annotated[
     UpstreamTls, BeforeValidator(lambda value: value, json_schema_input_type=UpstreamTlsMode | UpstreamTls)
 ]
@@ -160,8 +156,7 @@ class Pool(Settings):
     )
     balance: Literal["round-robin"] = Field(
         default="round-robin",
-        description="round-robin: each login goes to the next server, "
-        "those that were lately unreachable come last.",
+        description="round-robin: each login goes to the next server, those that were lately unreachable come last.",
     )
     allow_plaintext_auth: Flag = Field(
         default=False,
@@ -240,9 +235,7 @@ class RouteRule(Settings):
         json_schema_extra=shown("route[0], route[1] …"),
         description="Its name in logs and in `mailgate route`.",
     )
-    match: Match = Field(
-        default_factory=Match, json_schema_extra=shown("everyone"), description="Whom it takes."
-    )
+    match: Match = Field(default_factory=Match, json_schema_extra=shown("everyone"), description="Whom it takes.")
     pool: str = Field(description="The pool that the logins go to.")
 
 
@@ -278,9 +271,7 @@ class LimitSettings(Settings):
         le=1 << 20,
         description="Bytes of a line before login; a legal IMAP ID command has up to 31,841.",
     )
-    literal: Size = Field(
-        default=16_384, ge=1_024, le=1 << 20, description="Bytes of a literal before login (IMAP)."
-    )
+    literal: Size = Field(default=16_384, ge=1_024, le=1 << 20, description="Bytes of a literal before login (IMAP).")
     total: Size = Field(
         default=262_144,
         ge=16_384,
@@ -340,9 +331,7 @@ class Config(Settings):
         json_schema_extra=shown("the machine's"),
         description="What mailgate calls itself in greetings.",
     )
-    listener: tuple[Listener, ...] = Field(
-        min_length=1, max_length=1000, description="Where mail clients connect."
-    )
+    listener: tuple[Listener, ...] = Field(min_length=1, max_length=1000, description="Where mail clients connect.")
     tls: Tls | None = Field(default=None, description="The certificate; needed by every listener with TLS.")
     pool: dict[Name, Pool] = Field(min_length=1, description="The mail servers behind the gateway, by name.")
     route: tuple[RouteRule, ...] = Field(
@@ -367,9 +356,7 @@ class Config(Settings):
     @model_validator(mode="after")
     def _names_from_keys(self) -> Config:
         # The model is frozen for everybody else; here it is still being made.
-        self.__dict__["pool"] = {
-            name: pool.model_copy(update={"name": name}) for name, pool in self.pool.items()
-        }
+        self.__dict__["pool"] = {name: pool.model_copy(update={"name": name}) for name, pool in self.pool.items()}
         rules = self.route
         if not rules and len(self.pool) == 1:
             rules = (RouteRule(name="default", pool=next(iter(self.pool))),)

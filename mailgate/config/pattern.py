@@ -283,9 +283,7 @@ class _Parser:
             if self._source.startswith("?i)", self._at):
                 raise self._wrong("(?i) stands at the very beginning")
             if not self._source.startswith("?:", self._at):
-                raise self._wrong(
-                    "only ( ), (?: ) and a leading (?i) are known; looking ahead or behind is not"
-                )
+                raise self._wrong("only ( ), (?: ) and a leading (?i) are known; looking ahead or behind is not")
             self._at += 2
         self._depth += 1
         if self._depth > MAX_DEPTH:
@@ -303,9 +301,7 @@ class _Parser:
             return _CLASSES[character]
         if not character or character.isalnum():
             self._at -= 1
-            raise self._wrong(
-                r"unknown escape; \d \w \s and escaped punctuation are known, back references are not"
-            )
+            raise self._wrong(r"unknown escape; \d \w \s and escaped punctuation are known, back references are not")
         return _single(character)
 
     def _class(self) -> _Chars:

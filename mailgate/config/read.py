@@ -115,9 +115,7 @@ def _examine(
 def _syntax_problem(error: ValueError) -> ConfigProblem:
     match = re.search(r"\(at (?:line (\d+), column (\d+)|end of document)\)", str(error))
     message = str(error)[: match.start()].strip() if match else "holds a value that TOML does not know"
-    where = (
-        f"line {match[1]}, column {match[2]}" if match and match[1] else "end of file" if match else "file"
-    )
+    where = f"line {match[1]}, column {match[2]}" if match and match[1] else "end of file" if match else "file"
     return ConfigProblem(where, "", f"not valid TOML: {message[:1].lower()}{message[1:]}")
 
 

@@ -179,8 +179,6 @@ def _value(value: object, info: FieldInfo) -> str:
         return "[" + ", ".join(_value(item, info) for item in value) + "]"
     if isinstance(value, BaseModel):
         pairs = [(name, getattr(value, name), inner) for name, inner in _fields(type(value))]
-        body = ", ".join(
-            f"{name} = {_value(item, inner)}" for name, item, inner in pairs if item not in (None, ())
-        )
+        body = ", ".join(f"{name} = {_value(item, inner)}" for name, item, inner in pairs if item not in (None, ()))
         return f"{{ {body} }}" if body else "{}"
     return text(value)

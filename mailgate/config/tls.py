@@ -116,9 +116,7 @@ class UpstreamTls(Settings):
         description="The host name that the certificate must carry; also sent as SNI.",
     )
     verify: Flag = Field(default=True, description="false: any certificate will do. Only for tests.")
-    certificate: FilePath | None = Field(
-        default=None, description="A client certificate to show to the servers, PEM."
-    )
+    certificate: FilePath | None = Field(default=None, description="A client certificate to show to the servers, PEM.")
     key: Key | None = Field(
         default=None,
         json_schema_extra=shown("the certificate's file"),

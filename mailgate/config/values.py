@@ -128,14 +128,10 @@ class Endpoint:
                 raise ValueError('an endpoint is a string: "host:port" or "unix:/path"')  # noqa: TRY004
             return cls.parse(value)
 
-        return core_schema.no_info_plain_validator_function(
-            validate, serialization=core_schema.to_string_ser_schema()
-        )
+        return core_schema.no_info_plain_validator_function(validate, serialization=core_schema.to_string_ser_schema())
 
     @classmethod
-    def __get_pydantic_json_schema__(
-        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> JsonSchemaValue:
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         return {
             "type": "string",
             "title": "Endpoint",
@@ -282,8 +278,7 @@ class SecretSource(Settings):
     def _no_literal(cls, value: object) -> object:
         if isinstance(value, str):
             raise ValueError(  # noqa: TRY004
-                "a secret does not stand in the configuration: "
-                'write { file = "/path" } or { env = "VARIABLE" }'
+                'a secret does not stand in the configuration: write { file = "/path" } or { env = "VARIABLE" }'
             )
         return value
 

@@ -1,0 +1,1 @@
+"""Sockets, listeners, TLS towards clients, certificates."""

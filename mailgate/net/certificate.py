@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -45,9 +46,7 @@ def _general_name(name: str) -> x509.GeneralName:
         raise CertificateError(f"{name!r} is neither a host name nor an address") from error
 
 
-def self_signed(
-    names: Sequence[str], *, days: int, key_type: str = "ecdsa"
-) -> tuple[bytes, bytes]:
+def self_signed(names: Sequence[str], *, days: int, key_type: str = "ecdsa") -> tuple[bytes, bytes]:
     """Return a certificate for host names and addresses and its key, both PEM, valid from now.
 
     Raises CertificateError for what is no name.
@@ -80,17 +79,28 @@ def self_signed(
     )
     return (
         certificate.public_bytes(serialization.Encoding.PEM),
-        key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        ),
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()),
     )
 
 
-def write(certificate_path: Path, key_path: Path, certificate: bytes, key: bytes) -> None:
-    """Write a pair, the key with mode 0600 from its first moment; raises OSError, also if one exists."""
+def write(certificate_path: Path, key_path: Path, certificate: bytes, key: bytes, *, replace: bool = False) -> None:
+    """Write a pair, the key with mode 0600 from its first moment.
+
+    A file appears complete or not at all. Raises OSError, for a file that exists too unless ``replace``.
+    """
     for path, data, mode in ((key_path, key, 0o600), (certificate_path, certificate, 0o644)):
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-            file.write(data)
+        descriptor, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                os.fchmod(file.fileno(), mode)
+            if replace:
+                os.replace(draft, path)
+            else:
+                # Unlike a rename, a link never takes the place of a file.
+                os.link(draft, path)
+        finally:
+            Path(draft).unlink(missing_ok=True)
 
 
 def read(path: Path) -> Facts:
@@ -101,9 +111,7 @@ def read(path: Path) -> Facts:
         raise CertificateError(f"{path}: holds no certificate in PEM form") from error
     try:
         extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        names = tuple(
-            str(name.value) for name in extension if isinstance(name, x509.DNSName | x509.IPAddress)
-        )
+        names = tuple(str(name.value) for name in extension if isinstance(name, x509.DNSName | x509.IPAddress))
     except x509.ExtensionNotFound:
         names = ()
     public = certificate.public_key()

@@ -169,8 +169,7 @@ class ServerTls:
         self.settings = settings
         self._default = _Identity((), _pairs(settings, settings.alternate), {})
         self._others = [
-            _Identity(tuple(name.lower() for name in one.names), _pairs(one, one.alternate), {})
-            for one in settings.sni
+            _Identity(tuple(name.lower() for name in one.names), _pairs(one, one.alternate), {}) for one in settings.sni
         ]
         self._exact: dict[str, _Identity] = {}
         self._wildcard: dict[str, _Identity] = {}
@@ -196,9 +195,7 @@ class ServerTls:
 
     # ---------------------------------------------------------------- handshakes
 
-    async def accept(
-        self, stream: SocketStream, protocol: Protocol, profile: Profile, timeout: float
-    ) -> TlsInfo:
+    async def accept(self, stream: SocketStream, protocol: Protocol, profile: Profile, timeout: float) -> TlsInfo:
         """Do a client's handshake within ``timeout`` seconds; raises HandshakeFailed.
 
         The ClientHello is read first without taking it: it chooses the certificate, and a client

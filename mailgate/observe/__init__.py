@@ -1,0 +1,1 @@
+"""What watches sessions: metrics, log, traces."""

@@ -83,7 +83,13 @@ class SessionLog:
         session = event.session
         match event:
             case events.SessionClosed(side=side, reason=reason, seconds=seconds):
-                self._log.info("session", **self._summary(session), side=side.value, reason=reason, seconds=round(seconds, 3))
+                self._log.info(
+                    "session",
+                    **self._summary(session),
+                    side=side.value,
+                    reason=reason,
+                    seconds=round(seconds, 3),
+                )
             case events.LoginRefused(reason=reason):
                 self._log.warning("login refused", **self._who(session), reason=reason, failures=session.failures)
             case events.UpstreamRefused(pool=pool, server=server, failure=failure, state=state, detail=detail):

@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
@@ -86,7 +87,12 @@ class Metrics:
 
         self.started = counter("sessions_started", "Connections that were let in.", "protocol", "listener")
         self.ended = counter(
-            "sessions_ended", "Sessions that are over, by who ended them.", "protocol", "listener", "side", "reason"
+            "sessions_ended",
+            "Sessions that are over, by who ended them.",
+            "protocol",
+            "listener",
+            "side",
+            "reason",
         )
         self.duration = Histogram(
             "mailgate_session_duration_seconds",
@@ -95,15 +101,21 @@ class Metrics:
             buckets=(1, 5, 15, 60, 300, 900, 1800, 3600, 14400, 86400),
             registry=registry,
         )
-        self.logins = counter("logins", "Logins, by result and the reason of a failure.", "protocol", "result", "reason")
+        self.logins = counter(
+            "logins", "Logins, by result and the reason of a failure.", "protocol", "result", "reason"
+        )
         self.login_seconds = histogram(
-            "login_duration_seconds", "From the client's complete login to the upstream's acceptance.", "protocol"
+            "login_duration_seconds",
+            "From the client's complete login to the upstream's acceptance.",
+            "protocol",
         )
         self.commands = counter("commands", "Commands after login.", "protocol", "verb", "result")
         self.command_seconds = histogram("command_duration_seconds", "How long commands took.", "protocol", "verb")
         self.connects = counter("upstream_connects", "Upstreams reached and greeted.", "pool", "server")
         self.connect_seconds = histogram(
-            "upstream_connect_duration_seconds", "How long reaching an upstream took, its greeting included.", "pool"
+            "upstream_connect_duration_seconds",
+            "How long reaching an upstream took, its greeting included.",
+            "pool",
         )
         self.failures = counter("upstream_failures", "Upstream failures, by kind.", "pool", "server", "failure")
         self.reachable = Gauge(
@@ -169,6 +181,11 @@ class Metrics:
                     self.duration.labels(protocol.value).observe(seconds)
             case events.CrashedSession():
                 self.crashes.labels(protocol.value).inc()
+
+    def scrape(self, accept: str) -> tuple[bytes, str]:
+        """Return the numbers in the format that an ``Accept`` header asks for, and its content type."""
+        encode, content_type = choose_encoder(accept)
+        return encode(self.registry), content_type
 
     def probed(self, pool: str, server: str, reachable: bool) -> None:
         """Note whether a server answered when it was asked what it can."""

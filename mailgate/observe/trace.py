@@ -186,7 +186,10 @@ class Tracer:
     """
 
     def __init__(
-        self, directory: Path | None, clock: Callable[[], float], audit: Callable[[str, dict[str, object]], None]
+        self,
+        directory: Path | None,
+        clock: Callable[[], float],
+        audit: Callable[[str, dict[str, object]], None],
     ) -> None:
         self._directory = directory
         self._clock = clock
@@ -215,7 +218,14 @@ class Tracer:
         except OSError as error:
             raise TraceError(f"{path}: {error.strerror}") from error
         active = _Active(
-            name, user, address, self._clock() + seconds, bodies, by, path, os.fdopen(handle, "ab", buffering=0)
+            name,
+            user,
+            address,
+            self._clock() + seconds,
+            bodies,
+            by,
+            path,
+            os.fdopen(handle, "ab", buffering=0),
         )
         self._active[name] = active
         self._audit("trace started", self._facts(active))
@@ -242,9 +252,7 @@ class Tracer:
         self._expire()
         user = None if session.user is None else session.user.decode("utf-8", "backslashreplace").casefold()
         for active in self._active.values():
-            if active.address == session.peer.address or (
-                active.user is not None and active.user.casefold() == user
-            ):
+            if active.address == session.peer.address or (active.user is not None and active.user.casefold() == user):
                 return Trace(self, active, session)
         return None
 

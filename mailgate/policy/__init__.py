@@ -1,0 +1,1 @@
+"""Pure rules: what is allowed, what is answered."""

@@ -14,9 +14,7 @@ from mailgate.model import Failure, Refusal
 
 AUTH_FAILED: Final = Refusal("auth_failed", "Authentication failed.", "AUTHENTICATIONFAILED", "AUTH")
 NO_ROUTE: Final = Refusal("no_route", "Authentication failed.", "AUTHENTICATIONFAILED", "AUTH")
-CLEARTEXT_DISABLED: Final = Refusal(
-    "cleartext_auth_disabled", "Log in over TLS only.", "PRIVACYREQUIRED", "SYS/PERM"
-)
+CLEARTEXT_DISABLED: Final = Refusal("cleartext_auth_disabled", "Log in over TLS only.", "PRIVACYREQUIRED", "SYS/PERM")
 INVALID_CREDENTIALS: Final = Refusal(
     "invalid_credentials", "Control characters are not allowed in user names and passwords.", "CANNOT", "AUTH"
 )
@@ -30,9 +28,7 @@ CONNECTION_LIMIT: Final = Refusal(
     "connection_limit", "Too many connections from your address.", "LIMIT", "SYS/TEMP", close=True
 )
 PROCESS_FULL: Final = Refusal("process_full", "The server is full.", "UNAVAILABLE", "SYS/TEMP", close=True)
-SHUTTING_DOWN: Final = Refusal(
-    "shutting_down", "The server is shutting down.", "UNAVAILABLE", "SYS/TEMP", close=True
-)
+SHUTTING_DOWN: Final = Refusal("shutting_down", "The server is shutting down.", "UNAVAILABLE", "SYS/TEMP", close=True)
 IDLE: Final = Refusal("idle", "Disconnected for inactivity.", close=True)
 INTERNAL: Final = Refusal("internal_failure", "Internal error.", "UNAVAILABLE", "SYS/TEMP", close=True)
 DENIED_COMMAND: Final = Refusal("denied_command", "This command is not available here.", "CANNOT", "SYS/PERM")

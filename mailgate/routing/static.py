@@ -89,9 +89,7 @@ class _Rule:
             "protocol": self._protocol is not None,
         }
         names = [name for name, is_given in given.items() if is_given]
-        return (
-            f"{' and '.join(names)} match{'es' if len(names) == 1 else ''}" if names else "it takes everyone"
-        )
+        return f"{' and '.join(names)} match{'es' if len(names) == 1 else ''}" if names else "it takes everyone"
 
 
 class StaticRouter:

@@ -1,0 +1,1 @@
+"""One coroutine for each client: the dialogue before login, then the relay."""

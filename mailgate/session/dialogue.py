@@ -261,4 +261,3 @@ class Dialogue(abc.ABC):
         if isinstance(verdict, Deny):
             await self.goodbye(verdict.refusal)
             raise SessionOver(Side.PROXY, verdict.refusal.reason)
-

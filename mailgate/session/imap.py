@@ -248,9 +248,7 @@ class ImapDialogue(Dialogue):
         return None if line is None else line.data
 
 
-def _id_pairs(
-    command: Command, *, keep_proxy_keys: bool
-) -> tuple[tuple[bytes, bytes | None], ...] | None:
+def _id_pairs(command: Command, *, keep_proxy_keys: bool) -> tuple[tuple[bytes, bytes | None], ...] | None:
     """Return an ID command's pairs, ``None`` if it is malformed.
 
     Keys that begin with ``x-`` are how proxies tell a server whose connection they carry: from a

@@ -56,7 +56,7 @@ async def run_session(connection: Connection, listener: Listener, services: Serv
         return await _relay(dialogue, signed_in, services)
     finally:
         if signed_in is not None:
-            signed_in.stream.abort()
+            await signed_in.stream.aclose()
 
 
 class _BeforeLogin:
@@ -80,7 +80,7 @@ class _BeforeLogin:
                 try:
                     await self.dialogue.accept(outcome)
                 except BaseException:
-                    outcome.stream.abort()
+                    await outcome.stream.aclose()
                     raise
                 self.services.gate.logged_in(self.session.id)
                 self.session.state = State.RELAY

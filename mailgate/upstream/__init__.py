@@ -1,0 +1,1 @@
+"""Connections to mail servers and signing in there."""

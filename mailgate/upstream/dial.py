@@ -69,7 +69,10 @@ class Dialer:
                 stream = await self._connect(server)
         except trio.TooSlowError:
             raise UpstreamFailed(
-                Failure.TIMEOUT, "connect/none", f"no connection within {self.pool.connect_timeout:g} s", server.name
+                Failure.TIMEOUT,
+                "connect/none",
+                f"no connection within {self.pool.connect_timeout:g} s",
+                server.name,
             ) from None
         stream.keep_alive()
         if self.pool.tls.mode == "implicit":
@@ -78,7 +81,10 @@ class Dialer:
                     await self.start_tls(stream, server)
             except trio.TooSlowError:
                 raise UpstreamFailed(
-                    Failure.TIMEOUT, "tls/none", f"no TLS within {self.pool.greeting_timeout:g} s", server.name
+                    Failure.TIMEOUT,
+                    "tls/none",
+                    f"no TLS within {self.pool.greeting_timeout:g} s",
+                    server.name,
                 ) from None
         return stream
 
@@ -92,7 +98,9 @@ class Dialer:
                 self._context, server_side=False, server_hostname=tls.name or server.address.host or None
             )
             if tls.pin and not self._pinned(stream.peer_certificate):
-                raise UpstreamFailed(Failure.TLS, "tls/certificate", "the certificate is not the pinned one", server.name)
+                raise UpstreamFailed(
+                    Failure.TLS, "tls/certificate", "the certificate is not the pinned one", server.name
+                )
         except ssl.SSLCertVerificationError as error:
             stream.abort()
             raise UpstreamFailed(Failure.TLS, "tls/certificate", error.verify_message, server.name) from error
@@ -138,6 +146,9 @@ class Dialer:
                 raise UpstreamFailed(
                     Failure.CONNECT, "dns/none", f"{address.host}: {error.strerror}", server.name
                 ) from error
-            known = (now + ADDRESS_SECONDS, [(family, str(sockaddr[0])) for family, _, _, _, sockaddr in found])
+            known = (
+                now + ADDRESS_SECONDS,
+                [(family, str(sockaddr[0])) for family, _, _, _, sockaddr in found],
+            )
             self._addresses[address.host] = known
         return [(family, (ip, address.port)) for family, ip in known[1]]

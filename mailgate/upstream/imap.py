@@ -154,7 +154,8 @@ class ImapLeg(UpstreamLeg):
     async def _log_in(self, login: Login, said: bytes) -> Response:
         """Sign in with LOGIN: quoted in one write, or with a literal for what cannot be quoted."""
         pieces = encode_arguments(
-            (login.user, login.secret.reveal()), "sync" if (mode := literal_mode(self.capabilities)) == "none" else mode
+            (login.user, login.secret.reveal()),
+            "sync" if (mode := literal_mode(self.capabilities)) == "none" else mode,
         )
         for number, piece in enumerate(pieces):
             last = number == len(pieces) - 1

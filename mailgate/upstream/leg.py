@@ -106,7 +106,8 @@ class UpstreamLeg(abc.ABC):
         """Refuse to send a password where it could be read, or could become something else."""
         if not self.dialer.may_carry_password(self.server):
             raise self.failed(
-                Failure.INSECURE, "no TLS on the way to this server: set tls, or allow_plaintext_auth for its pool"
+                Failure.INSECURE,
+                "no TLS on the way to this server: set tls, or allow_plaintext_auth for its pool",
             )
         if sasl.has_control(login.user) or sasl.has_control(login.authzid) or sasl.has_control(login.secret.reveal()):
             raise self.failed(Failure.AUTH_REJECTED, "control characters in the credentials")

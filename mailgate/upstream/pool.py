@@ -69,9 +69,7 @@ class Upstreams:
             raise UpstreamFailed(Failure.CONNECT, "none/none", "the pool has no server")
         raise last
 
-    async def _try(
-        self, pool_name: str, server: Server, login: Login, session: Session, deadline: float
-    ) -> SignedIn:
+    async def _try(self, pool_name: str, server: Server, login: Login, session: Session, deadline: float) -> SignedIn:
         pool = self._pools[pool_name]
         began = trio.current_time()
         leg = await self._greeted(pool_name, server)
@@ -110,9 +108,7 @@ class Upstreams:
         self._before_login[key] = leg.capabilities
         return leg
 
-    async def _reach(
-        self, pool: Pool, dialer: Dialer, server: Server, known: frozenset[str] | None
-    ) -> UpstreamLeg:
+    async def _reach(self, pool: Pool, dialer: Dialer, server: Server, known: frozenset[str] | None) -> UpstreamLeg:
         stream = await dialer.dial(server)
         leg = LEGS[pool.protocol](dialer, server, stream, self._buffer)
         try:

@@ -54,9 +54,7 @@ def metrics_app(scrape: Scrape, ready: Ready) -> Starlette:
             return PlainTextResponse("".join(f"{problem}\n" for problem in problems), 503)
         return PlainTextResponse("ready\n")
 
-    return Starlette(
-        routes=[Route("/metrics", metrics), Route("/healthz", health), Route("/readyz", readiness)]
-    )
+    return Starlette(routes=[Route("/metrics", metrics), Route("/healthz", health), Route("/readyz", readiness)])
 
 
 def open_socket(endpoint: Endpoint) -> socket.socket:
@@ -131,4 +129,12 @@ def peer_name(request: Request) -> str:
     return str(Peer(*request.client)) if request.client else "local"
 
 
-__all__ = ["HttpError", "JSONResponse", "metrics_app", "open_socket", "open_unix_socket", "peer_name", "serve_http"]
+__all__ = [
+    "HttpError",
+    "JSONResponse",
+    "metrics_app",
+    "open_socket",
+    "open_unix_socket",
+    "peer_name",
+    "serve_http",
+]

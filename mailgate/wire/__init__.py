@@ -1,0 +1,1 @@
+"""Pure protocol machines: bytes in, values out."""

@@ -10,22 +10,22 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, Union
+from typing import Final, Literal, TypeAlias
 
 from mailgate.errors import RemoteProtocolError
-from mailgate.wire.framing import LineBuffer, Limits
+from mailgate.wire.framing import Limits, LineBuffer
 
 LITERAL_MINUS_LIMIT: Final = 4096
 """The largest non-synchronising literal under LITERAL- (RFC 7888 §5)."""
 
-Argument = Union[bytes, None, tuple["Argument", ...]]
+Argument: TypeAlias = "bytes | tuple[Argument, ...] | None"
 """A string or atom as bytes, NIL as None, a parenthesized list as a tuple."""
 
 _ATOM: Final = rb"[!#$&'+,\-./0-9:;<=>?@A-Z\[\]^_`a-z|}~]+"
 _TAG = re.compile(rb"[!#$&',\-./0-9:;<=>?@A-Z\[\]^_`a-z|}~]+\Z")
 _LINE_TAG = re.compile(rb"([!#$&',\-./0-9:;<=>?@A-Z\[\]^_`a-z|}~]+)(?=[ \r\n])")
 _HEAD = re.compile(rb"([!#$&',\-./0-9:;<=>?@A-Z\[\]^_`a-z|}~]+) ([A-Za-z][A-Za-z0-9._\-]*)")
-_TOKEN = re.compile(rb'(?P<atom>' + _ATOM + rb')|"(?P<quoted>(?:[^"\\\r\n\0]|\\["\\])*)"|(?P<mark>[ ()])')
+_TOKEN = re.compile(rb"(?P<atom>" + _ATOM + rb')|"(?P<quoted>(?:[^"\\\r\n\0]|\\["\\])*)"|(?P<mark>[ ()])')
 _ESCAPE = re.compile(rb"\\(.)")
 _ANNOUNCED = re.compile(rb"(~?)\{([0-9]+)(\+?)\}\r?\n\Z")
 _HTTP = re.compile(rb"(?:GET|POST|HEAD|PUT|OPTIONS|CONNECT|DELETE|PATCH|TRACE|PRI) [^ ]+ HTTP/")

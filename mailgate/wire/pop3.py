@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from mailgate.errors import RemoteProtocolError
-from mailgate.wire.framing import LineBuffer, Limits
+from mailgate.wire.framing import Limits, LineBuffer
 from mailgate.wire.imap import BadCommand, SaslLine
 
 COMMAND_LIMIT: Final = 255

@@ -308,9 +308,7 @@ class ImapRelay:
         if match is None or len(match[1]) > LITERAL_DIGITS:
             return "Malformed literal", None
         size, without_waiting = int(match[1]), bool(match[2])
-        if without_waiting and (
-            self.literals == "none" or (self.literals == "minus" and size > LITERAL_MINUS_LIMIT)
-        ):
+        if without_waiting and (self.literals == "none" or (self.literals == "minus" and size > LITERAL_MINUS_LIMIT)):
             return "Non-synchronizing literal not supported", None
         return "", (size, without_waiting)
 

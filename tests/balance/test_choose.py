@@ -52,13 +52,9 @@ def test_no_server_is_no_order() -> None:
 
 @given(
     st.lists(st.integers(0, 9), unique=True, min_size=1),
-    st.lists(
-        st.tuples(st.sampled_from(["order", "failed", "succeeded"]), st.integers(0, 9), st.floats(0, 9))
-    ),
+    st.lists(st.tuples(st.sampled_from(["order", "failed", "succeeded"]), st.integers(0, 9), st.floats(0, 9))),
 )
-def test_every_server_is_always_in_the_order_once(
-    servers: list[int], history: list[tuple[str, int, float]]
-) -> None:
+def test_every_server_is_always_in_the_order_once(servers: list[int], history: list[tuple[str, int, float]]) -> None:
     choose: RoundRobin[int] = RoundRobin(retry_after=3.0)
     now = 0.0
     for what, server, later in history:

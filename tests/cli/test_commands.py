@@ -132,9 +132,7 @@ def test_check_of_a_bad_file_tells_all_and_exits_78(run: Run, config: Path) -> N
     ]
 
 
-def test_check_without_a_file_says_how_to_go_on(
-    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_check_without_a_file_says_how_to_go_on(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("mailgate.cli.base.DEFAULT_CONFIG", tmp_path / "none.toml")
     result = run("check")
     assert result.exit_code == 2
@@ -151,9 +149,7 @@ def test_the_file_may_stand_in_the_environment_or_in_the_usual_place(
     assert run("check").exit_code == 78
 
 
-def test_colours_are_for_terminals_that_want_them(
-    run: Run, config: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_colours_are_for_terminals_that_want_them(run: Run, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "\x1b[" not in run("route", "a", "-c", config).stdout
     coloured = CliRunner().invoke(main, ["route", "a", "-c", str(config)], color=True)
     assert "\x1b[" in coloured.stdout
@@ -204,9 +200,7 @@ def test_route_asks_for_what_is_there(run: Run, config: Path) -> None:
 
 
 def test_route_groups_listeners_and_escapes_control_characters(run: Run, config: Path) -> None:
-    config.write_text(
-        config.read_text().replace('match = { listener = "imaps" }\n', "").replace("example.org", "x.y")
-    )
+    config.write_text(config.read_text().replace('match = { listener = "imaps" }\n', "").replace("example.org", "x.y"))
     text = config.read_text().replace('protocol = "pop3"\nbind', 'protocol = "imap"\nbind')
     config.write_text(
         text.replace('match = { protocol = "pop3", domain', "match = { domain").replace('"pop"\n', '"main"\n')
@@ -226,9 +220,7 @@ def test_run_of_a_bad_file_starts_nothing(run: Run, config: Path, served: list[C
     assert served == []
 
 
-def test_a_key_that_does_not_fit_is_found_by_check_and_run(
-    run: Run, config: Path, served: list[Config]
-) -> None:
+def test_a_key_that_does_not_fit_is_found_by_check_and_run(run: Run, config: Path, served: list[Config]) -> None:
     trustme.CA().issue_cert("a.example").private_key_pem.write_to_path(str(config.with_name("key.pem")))
     for command in ("check", "run"):
         result = run(command, config)
@@ -294,9 +286,7 @@ def test_run_prints_what_it_would_run(run: Run, served: list[Config], tmp_path: 
         (["--nonsense"], "No such option"),
     ],
 )
-def test_run_with_a_wrong_command_line(
-    run: Run, served: list[Config], arguments: list[str], message: str
-) -> None:
+def test_run_with_a_wrong_command_line(run: Run, served: list[Config], arguments: list[str], message: str) -> None:
     result = run("run", *arguments)
     assert (result.exit_code, served) == (2, [])
     assert message in " ".join(result.stderr.split())

@@ -84,9 +84,7 @@ def test_a_key_of_another_certificate(folder: Path) -> None:
 def test_an_encrypted_key(folder: Path) -> None:
     locked = '{ file = "locked.key", password = { env = "WORD" } }'
     assert problems(folder, {"WORD": "canary-19d7"}, key=locked) == []
-    assert problems(folder, {"WORD": "canary-wrong"}, key=locked) == [
-        ("tls.key", "its password does not open it")
-    ]
+    assert problems(folder, {"WORD": "canary-wrong"}, key=locked) == [("tls.key", "its password does not open it")]
     assert problems(folder, key='"locked.key"') == [("tls.key", "is encrypted: add its password")]
     assert problems(folder, {"WORD": "x" * 2000}, key=locked)[0][0] == "tls.key"
 

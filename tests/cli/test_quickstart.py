@@ -104,9 +104,7 @@ def test_a_certificate_of_ones_own(tmp_path: Path) -> None:
 
 def test_the_authority_or_the_pin_reach_the_pool() -> None:
     listen = ["imaps://127.0.0.1:1"]
-    assert built(Quickstart.of(["imaps://a"], listen, ca=Path("/ca.pem"))).pool["imap"].tls.ca == Path(
-        "/ca.pem"
-    )
+    assert built(Quickstart.of(["imaps://a"], listen, ca=Path("/ca.pem"))).pool["imap"].tls.ca == Path("/ca.pem")
     assert built(Quickstart.of(["imaps://a"], listen, pin="AB" * 32)).pool["imap"].tls.pin == ("ab" * 32,)
 
 

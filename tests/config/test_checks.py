@@ -96,9 +96,7 @@ def main_pool(servers: str = '["a.internal:993"]', **options: str) -> str:
             ["pool.main.allow_plaintext_auth = true: has no effect with tls = implicit"],
         ),
         (
-            TLS
-            + IMAPS
-            + main_pool('["127.0.0.1:143"]', tls='{ mode = "off", ca = "x", name = "y", verify = false }'),
+            TLS + IMAPS + main_pool('["127.0.0.1:143"]', tls='{ mode = "off", ca = "x", name = "y", verify = false }'),
             [
                 "pool.main.tls.ca: has no effect with mode = off",
                 "pool.main.tls.name: has no effect with mode = off",
@@ -127,10 +125,7 @@ def main_pool(servers: str = '["a.internal:993"]', **options: str) -> str:
         ),
         (
             TLS + IMAPS + main_pool(connect_timeout='"40s"'),
-            [
-                'pool.main.connect_timeout = "40s": is part of a login and cannot be longer than '
-                "login_timeout (30s)"
-            ],
+            ['pool.main.connect_timeout = "40s": is part of a login and cannot be longer than login_timeout (30s)'],
         ),
         # Routes.
         (SMALLEST + POP, ["route: with several pools it must be said which login goes where"]),
@@ -194,9 +189,9 @@ def test_contradictions_are_told(source: str, expected: list[str]) -> None:
         SMALLEST,
         # The same port on the wildcard addresses of both families, and on two addresses.
         SMALLEST.replace('"0.0.0.0:993"', '["0.0.0.0:993", "[::]:993"]'),
-        SMALLEST.replace(
-            '"0.0.0.0:993"', '["10.0.0.1:993", "10.0.0.2:993", "name.example:993", "unix:/x"]'
-        ).replace("[pool", 'tls = "implicit"\n[pool'),
+        SMALLEST.replace('"0.0.0.0:993"', '["10.0.0.1:993", "10.0.0.2:993", "name.example:993", "unix:/x"]').replace(
+            "[pool", 'tls = "implicit"\n[pool'
+        ),
         MAIN + imap_listener("127.0.0.1:143", tls='"off"'),
         MAIN + imap_listener(tls='"off"', allow_plaintext_auth="true"),
         TLS + IMAPS + main_pool('["127.0.0.1:143", "unix:/x"]', tls='"off"'),

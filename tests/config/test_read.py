@@ -214,9 +214,7 @@ def _toml(value: object) -> str:
     if isinstance(value, list):
         return "[" + ", ".join(map(_toml, value)) + "]"
     if isinstance(value, str):
-        return (
-            '"' + "".join(f"\\U{ord(c):08x}" if not 0xD800 <= ord(c) < 0xE000 else "?" for c in value) + '"'
-        )
+        return '"' + "".join(f"\\U{ord(c):08x}" if not 0xD800 <= ord(c) < 0xE000 else "?" for c in value) + '"'
     if value is None:
         return '""'
     return str(value).lower()
@@ -291,9 +289,7 @@ def test_load_of_bytes_that_are_no_text(tmp_path: Path) -> None:
         load(path, {})
 
 
-def test_relative_paths_count_from_the_files_own_folder(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_relative_paths_count_from_the_files_own_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder.joinpath("mailgate.toml").write_text(SMALLEST)
     monkeypatch.chdir(folder.parent)
     config = load(Path(os.path.relpath(folder / "mailgate.toml")), {})

@@ -95,11 +95,7 @@ def test_the_schema_is_json_and_names_what_the_parser_knows() -> None:
     assert set(schema["properties"]) == set(Config.model_fields)
     assert schema["additionalProperties"] is False
     assert "name" not in schema["$defs"]["Pool"]["properties"]
-    assert (
-        {"type": "string"}.items() <= schema["$defs"]["Endpoint"].items()
-        if "Endpoint" in schema["$defs"]
-        else True
-    )
+    assert {"type": "string"}.items() <= schema["$defs"]["Endpoint"].items() if "Endpoint" in schema["$defs"] else True
 
 
 @pytest.mark.parametrize(
@@ -166,9 +162,7 @@ def _is_valid_object(schema: dict[str, Any], value: dict[str, Any], root: dict[s
     for key, item in value.items():
         patterns = schema.get("patternProperties", {}).items()
         named = [inner for pattern, inner in patterns if re.search(pattern, key)]
-        inner = schema.get("properties", {}).get(
-            key, named[0] if named else schema.get("additionalProperties", True)
-        )
+        inner = schema.get("properties", {}).get(key, named[0] if named else schema.get("additionalProperties", True))
         if inner is False or (isinstance(inner, dict) and not is_valid(inner, item, root)):
             return False
     return True

@@ -197,9 +197,7 @@ def test_secret_that_is_not_there_is_an_error_of_the_system(tmp_path: Path) -> N
         SecretSource(env="WORD").read({})
 
 
-@pytest.mark.parametrize(
-    "value", [{}, {"file": "/x", "env": "Y"}, {"env": "not a name"}, {"env": ""}, "hunter2"]
-)
+@pytest.mark.parametrize("value", [{}, {"file": "/x", "env": "Y"}, {"env": "not a name"}, {"env": ""}, "hunter2"])
 def test_secret_source_is_refused_without_showing_it(value: object) -> None:
     with pytest.raises(ValidationError) as caught:
         SecretSource.model_validate(value)

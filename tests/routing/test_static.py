@@ -14,9 +14,7 @@ from mailgate.routing.static import StaticRouter
 
 
 def router(*matches: dict[str, Any]) -> StaticRouter:
-    return StaticRouter(
-        [RouteRule(name=f"r{i}", match=match, pool=f"p{i}") for i, match in enumerate(matches)]
-    )
+    return StaticRouter([RouteRule(name=f"r{i}", match=match, pool=f"p{i}") for i, match in enumerate(matches)])
 
 
 def decide(
@@ -115,9 +113,7 @@ def test_the_explanation_ends_where_the_decision_falls(user: bytes, protocol: Pr
     assert (steps[-1].rule.name if steps[-1].matched else None) == (decided.name if decided else None)
 
 
-@pytest.mark.parametrize(
-    ("user", "authzid", "name"), [(b"a", b"", "r0"), (b"a", b"b", "r1"), (b"b", b"a", "r0")]
-)
+@pytest.mark.parametrize(("user", "authzid", "name"), [(b"a", b"", "r0"), (b"a", b"b", "r1"), (b"b", b"a", "r0")])
 async def test_the_identity_to_act_as_decides(user: bytes, authzid: bytes, name: str) -> None:
     login = Login(Protocol.IMAP, user, Secret(b"x"), Mechanism.PLAIN, authzid=authzid)
     session = Session("s", Protocol.IMAP, "imaps", Peer("192.0.2.1", 1), 0.0)

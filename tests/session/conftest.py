@@ -16,14 +16,24 @@ from mailgate.events import SessionClosed
 from mailgate.model import Failure, Login, Peer, Protocol, Route, Session, TlsInfo
 from mailgate.policy.gate import Gate, GateSettings
 from mailgate.session.dialogue import Services, SessionOver
-from mailgate.session.relay import Watch
+from mailgate.session.relay import End, Watch
 from mailgate.session.run import run_session
 from mailgate.stream import ByteStream, burst_buffer
 from mailgate.wire.framing import Limits
 from tests.support.dialogue import Stage
 
 UPSTREAM = frozenset(
-    {"IMAP4REV1", "LITERAL+", "IDLE", "ID", "SASL-IR", "ENABLE", "COMPRESS=DEFLATE", "AUTH=PLAIN", "AUTH=XOAUTH2"}
+    {
+        "IMAP4REV1",
+        "LITERAL+",
+        "IDLE",
+        "ID",
+        "SASL-IR",
+        "ENABLE",
+        "COMPRESS=DEFLATE",
+        "AUTH=PLAIN",
+        "AUTH=XOAUTH2",
+    }
     | {"AUTH=OAUTHBEARER", "TOP", "UIDL", "UTF8", "LANG", "PIPELINING", "RESP-CODES"}
 )
 
@@ -69,10 +79,11 @@ class World:
     fail: list[Failure] = field(default_factory=list)
     residual: bytes = b""
     untagged: tuple[bytes, ...] = ()
-    route: Route | None = Route("default", "backend")
+    route: Route | None = field(default_factory=lambda: Route("default", "backend"))
     known: list[frozenset[str]] = field(default_factory=lambda: [UPSTREAM])
     session: Session | None = None
-    end: object = None
+    end: End | None = None
+    ended: trio.Event = field(default_factory=trio.Event)
     before_open: Callable[[], Awaitable[None]] | None = None
 
     async def find_route(self, login: Login, session: Session) -> Route | None:
@@ -134,6 +145,7 @@ async def on_stage(protocol: str, world: World | None = None, **options: object)
         world.end = end
         stage.emit(SessionClosed(session, end.side, end.reason, 0.0))
         await stage.near_client.aclose()
+        world.ended.set()
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(run)
@@ -143,8 +155,7 @@ async def on_stage(protocol: str, world: World | None = None, **options: object)
         await stage.client.stream.aclose()
         if stage.upstream is not None:
             await stage.upstream.stream.aclose()
-        while world.end is None:
-            await trio.sleep(1)
+        await world.ended.wait()
         nursery.cancel_scope.cancel()
 
 

@@ -172,7 +172,9 @@ class Stage:
             raise Mismatch("\n".join([*self.played, f"expected {expected!r}", str(mismatch)])) from None
         pattern = fnmatch.translate(re.sub(r"([\[\]?*])", r"[\1]", expected.decode("latin-1").replace("<*>", "\1")))
         if not re.fullmatch(pattern.replace("\1", ".*"), line.decode("latin-1")):
-            raise Mismatch("\n".join([*self.played, f"- {side.name} expected {expected!r}", f"+ {side.name} got      {line!r}"]))
+            raise Mismatch(
+                "\n".join([*self.played, f"- {side.name} expected {expected!r}", f"+ {side.name} got      {line!r}"])
+            )
 
     async def _client_says(self, text: str) -> None:
         await self._say(self.client, text)

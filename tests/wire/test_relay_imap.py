@@ -13,7 +13,7 @@ from mailgate.wire.relay_imap import HOLD_LIMIT, LINE_LIMIT, MAX_REPLIES, ImapRe
 from tests.support.cores import Script, deny
 
 VERBS = frozenset(
-    "CAPABILITY NOOP LOGOUT SELECT FETCH UID APPEND IDLE SEARCH ID COMPRESS STARTTLS AUTHENTICATE".split()
+    ("CAPABILITY NOOP LOGOUT SELECT FETCH UID APPEND IDLE SEARCH ID COMPRESS STARTTLS AUTHENTICATE").split()
 ) | {"UID FETCH", "UID SEARCH"}
 DENIED = ("COMPRESS", "STARTTLS", "AUTHENTICATE", "LOGIN", "UNAUTHENTICATE")
 
@@ -24,7 +24,10 @@ def visible(tokens: list[bytes]) -> list[bytes]:
 
 def relay(*capabilities: str, step: int = 1 << 30) -> Script:
     core = ImapRelay(
-        decide=deny(*DENIED), visible=visible, verbs=VERBS, capabilities=frozenset(capabilities or ("LITERAL+",))
+        decide=deny(*DENIED),
+        visible=visible,
+        verbs=VERBS,
+        capabilities=frozenset(capabilities or ("LITERAL+",)),
     )
     return Script(core, step=step)
 
@@ -94,7 +97,9 @@ def test_a_bare_lf_is_passed_on_as_crlf() -> None:
 # -------------------------------------------------------------------- refusals
 
 
-@pytest.mark.parametrize("verb", ["COMPRESS DEFLATE", "compress deflate", "STARTTLS", "AUTHENTICATE PLAIN", "LOGIN a b"])
+@pytest.mark.parametrize(
+    "verb", ["COMPRESS DEFLATE", "compress deflate", "STARTTLS", "AUTHENTICATE PLAIN", "LOGIN a b"]
+)
 def test_a_denied_command_is_answered_here_and_never_seen_upstream(script: Script, verb: str) -> None:
     assert script.client(f"x {verb}\r\ny NOOP\r\n".encode()) == b"y NOOP\r\n"
     assert script.client_got == b"x NO Command not available\r\n"
@@ -167,7 +172,7 @@ def test_what_cannot_be_framed_for_certain_is_answered_here(line: bytes, answer:
         b"a SEARCH TEXT }\r\n",
         b"a SEARCH SUBJECT abc}\r\n",
         b'a SETQUOTA "" (STORAGE 512)\r\n',
-        "a SELECT \"Entwürfe\"\r\n".encode(),
+        'a SELECT "Entwürfe"\r\n'.encode(),
         b"!$&',-./:;<=>?@[]^_`|}~ NOOP\r\n",
         b"a NOOP \r\n",
     ],
@@ -446,7 +451,7 @@ RESPONSES = [
     b"+ human {5}\r\n",
     b"* BAD {5}\r\n",
     b"* SEARCH 1 2 3 {\r\n",
-    b"* ESEARCH (TAG \"A7\") UID ALL 1:5\r\n",
+    b'* ESEARCH (TAG "A7") UID ALL 1:5\r\n',
     b"* 1 FETCH (BODY[1] {2}\r\n\r\n BODY[2] {2}\r\n+ )\r\n",
     b"* FLAGS (x)\n",
     b"* 1 FETCH (X {3}\nabc)\n",
@@ -507,7 +512,13 @@ def test_a_long_response_line_passes_in_parts_with_bounded_memory() -> None:
 def test_a_long_line_that_ends_in_a_literal_and_a_long_human_one() -> None:
     script = relay()
     script.client(b"a SEARCH ALL\r\n")
-    parts = [b"* LIST (" + b"x" * HOLD_LIMIT, b") {4}\r", b"\na OK\r\n", b"* OK " + b"y" * HOLD_LIMIT, b" {4}\r\n"]
+    parts = [
+        b"* LIST (" + b"x" * HOLD_LIMIT,
+        b") {4}\r",
+        b"\na OK\r\n",
+        b"* OK " + b"y" * HOLD_LIMIT,
+        b" {4}\r\n",
+    ]
     for part in parts:
         script.upstream(part)
     script.upstream(b"a OK\r\n")
@@ -616,10 +627,36 @@ def careless_upstream(data: bytes) -> Iterator[bytes]:
 
 
 FRAGMENTS = st.sampled_from(
-    [b"a ", b"b NOOP\r\n", b"c COMPRESS DEFLATE\r\n", b"{5+}\r\n", b"{14+}\r\n", b"{5}\r\n", b'"', b"\\", b"\r\n", b"\n",
-     b"\r", b" ", b"\t", b"(", b")", b"~", b"APPEND x ", b"IDLE\r\n", b"DONE\r\n", b"UID ", b"hello", b"\0", b"XA\r\n",
-     b"SELECT ", b"AUTHENTICATE PLAIN\r\n", b"{3+}\n", b"x STARTTLS\r\n"]
-)  # fmt: skip
+    [
+        b"a ",
+        b"b NOOP\r\n",
+        b"c COMPRESS DEFLATE\r\n",
+        b"{5+}\r\n",
+        b"{14+}\r\n",
+        b"{5}\r\n",
+        b'"',
+        b"\\",
+        b"\r\n",
+        b"\n",
+        b"\r",
+        b" ",
+        b"\t",
+        b"(",
+        b")",
+        b"~",
+        b"APPEND x ",
+        b"IDLE\r\n",
+        b"DONE\r\n",
+        b"UID ",
+        b"hello",
+        b"\0",
+        b"XA\r\n",
+        b"SELECT ",
+        b"AUTHENTICATE PLAIN\r\n",
+        b"{3+}\n",
+        b"x STARTTLS\r\n",
+    ]
+)
 SAYINGS = st.sampled_from([b"+ go\r\n", b"a OK\r\n", b"b OK\r\n", b"a BAD\r\n", b"* 1 EXISTS\r\n"])
 
 

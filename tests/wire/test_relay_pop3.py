@@ -9,7 +9,7 @@ from mailgate.wire.relay import MAX_IN_FLIGHT
 from mailgate.wire.relay_pop3 import CAPABILITIES_LIMIT, LINE_LIMIT, REPLY_LIMIT, Pop3Relay
 from tests.support.cores import Script, deny
 
-VERBS = frozenset("STAT LIST UIDL RETR TOP DELE RSET NOOP QUIT CAPA LANG UTF8 STLS AUTH USER PASS".split())
+VERBS = frozenset(("STAT LIST UIDL RETR TOP DELE RSET NOOP QUIT CAPA LANG UTF8 STLS AUTH USER PASS").split())
 REFUSED = b"-ERR [SYS/PERM] Command not available\r\n"
 
 
@@ -32,7 +32,8 @@ def test_commands_and_replies_of_every_shape_are_matched_in_order(script: Script
     assert script.core.awaited == 11
     said = (
         b"+OK 1 100\r\n+OK\r\n1 100\r\n.\r\n+OK 1 100\r\n+OK 100 octets\r\nA: b\r\n\r\n..dot\r\n-ERR\r\n+OK\r\n.\r\n"
-        b"+OK\r\nA: b\r\n\r\n.\r\n+OK\r\n1 u\r\n.\r\n-ERR no\r\n+OK\r\nen English\r\n.\r\n+OK en\r\n+OK gone\r\n+OK bye\r\n"
+        b"+OK\r\nA: b\r\n\r\n.\r\n+OK\r\n1 u\r\n.\r\n-ERR no\r\n"
+        b"+OK\r\nen English\r\n.\r\n+OK en\r\n+OK gone\r\n+OK bye\r\n"
     )
     assert script.upstream(said) == said
     assert script.results == [
@@ -74,7 +75,9 @@ def test_a_refused_command_behind_a_short_reply_and_alone(script: Script) -> Non
     assert script.core.at_boundary
 
 
-@pytest.mark.parametrize("line", [b"\r\n", b" STAT\r\n", b"STAT\tx\r\n", b"ST\0AT\r\n", b"NOOP x\ry\r\n", b"RETR 1\0\r\n"])
+@pytest.mark.parametrize(
+    "line", [b"\r\n", b" STAT\r\n", b"STAT\tx\r\n", b"ST\0AT\r\n", b"NOOP x\ry\r\n", b"RETR 1\0\r\n"]
+)
 def test_a_malformed_command_is_answered_here(line: bytes) -> None:
     script = relay()
     assert script.client(line + b"STAT\r\n") == b"STAT\r\n"
