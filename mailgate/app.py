@@ -17,7 +17,7 @@ import structlog
 import trio
 
 from mailgate import events
-from mailgate.config import Config, Listener
+from mailgate.config import Config, Endpoint, Listener
 from mailgate.errors import MailgateError, UpstreamFailed
 from mailgate.model import Deny, Login, Peer, Protocol, Refusal, Route, Session, Side
 from mailgate.net.listener import open_socket, serve
@@ -264,10 +264,12 @@ class Gateway:
             nursery.start_soon(self.tls.watch, self._reloaded)
         if self.config.metrics is not None:
             app = http.metrics_app(self.metrics.scrape, self._not_ready)
-            nursery.start_soon(http.serve_http, app, http.open_socket(self.config.metrics.bind))
+            nursery.start_soon(http.serve_http, app, open_socket(self.config.metrics.bind))
         if self.config.admin is not None:
             app = admin.admin_app(self.tracer)
-            nursery.start_soon(http.serve_http, app, http.open_unix_socket(self.config.admin.socket))
+            nursery.start_soon(
+                http.serve_http, app, open_socket(Endpoint("", 0, self.config.admin.socket), private=True)
+            )
 
     async def _until_stopped(self, signals: AsyncIterator[int]) -> None:
         async for number in signals:

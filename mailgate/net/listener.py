@@ -34,11 +34,11 @@ class ListenError(MailgateError):
     """An address cannot be listened on; the text says what to do."""
 
 
-def open_socket(endpoint: Endpoint) -> socket.socket:
-    """Return a listening socket; raises ListenError."""
+def open_socket(endpoint: Endpoint, *, private: bool = False) -> socket.socket:
+    """Return a listening socket; raises ListenError. A ``private`` Unix socket is for its owner alone."""
     try:
         if endpoint.path is not None:
-            return _open_unix(str(endpoint.path))
+            return _open_unix(str(endpoint.path), private)
         family = socket.AF_INET6 if ":" in endpoint.host else socket.AF_INET
         found = socket.getaddrinfo(endpoint.host, endpoint.port, family, socket.SOCK_STREAM, 0, socket.AI_PASSIVE)
         sock = socket.socket(found[0][0], socket.SOCK_STREAM)
@@ -58,7 +58,7 @@ def open_socket(endpoint: Endpoint) -> socket.socket:
     return sock
 
 
-def _open_unix(path: str) -> socket.socket:
+def _open_unix(path: str, private: bool) -> socket.socket:
     """Listen on a Unix socket, in the place of one that nobody listens on any more."""
     if os.path.exists(path) and stat.S_ISSOCK(os.stat(path).st_mode):
         probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -73,6 +73,9 @@ def _open_unix(path: str) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         sock.bind(path)
+        if private:
+            # Nobody can connect before ``listen``, so nobody comes in before the mode is in force.
+            os.chmod(path, 0o600)
         sock.listen(BACKLOG)
     except BaseException:
         sock.close()
