@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 import signal
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -266,10 +266,8 @@ class Gateway:
             app = http.metrics_app(self.metrics.scrape, self._not_ready)
             nursery.start_soon(http.serve_http, app, open_socket(self.config.metrics.bind))
         if self.config.admin is not None:
-            app = admin.admin_app(self.tracer)
-            nursery.start_soon(
-                http.serve_http, app, open_socket(Endpoint("", 0, self.config.admin.socket), private=True)
-            )
+            app, endpoint = admin.admin_app(self.tracer), Endpoint("", 0, self.config.admin.socket)
+            nursery.start_soon(http.serve_http, app, open_socket(endpoint, private=True))
 
     async def _until_stopped(self, signals: AsyncIterator[int]) -> None:
         async for number in signals:
@@ -349,16 +347,22 @@ def main(config: Config) -> int:
 
     Raises MailgateError or OSError, with what to do, when it cannot start.
     """
-    logger = log.configure(config.log.format, config.log.level)
+    run_alone(_run, config, log.configure(config.log.format, config.log.level))
+    return 0
+
+
+def run_alone(function: Callable[..., Awaitable[None]], *args: object) -> None:
+    """Run an async function as the process's only one.
+
+    Nurseries wrap what fails; MailgateError and OSError, whose reader wants the sentence inside, leave unwrapped.
+    """
     try:
-        trio.run(_run, config, logger, strict_exception_groups=True)
+        trio.run(function, *args)
     except BaseExceptionGroup as group:
-        # Nurseries wrap what fails at the start; the one who reads it wants the sentence inside.
         expected, rest = group.split((MailgateError, OSError))
         if expected is None or rest is not None:
             raise
         raise _first(expected) from None
-    return 0
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
@@ -368,4 +372,4 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
     return error
 
 
-__all__ = ["Gateway", "main"]
+__all__ = ["Gateway", "main", "run_alone"]
