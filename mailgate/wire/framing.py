@@ -45,11 +45,12 @@ class Limits:
 class LineBuffer:
     """Bytes that arrived and were not used yet, from which lines and counted pieces are taken."""
 
-    __slots__ = ("_data", "_scanned", "taken")
+    __slots__ = ("_data", "_dropping", "_scanned", "taken")
 
     def __init__(self) -> None:
         self._data = bytearray()
         self._scanned = 0
+        self._dropping = False
         self.taken = 0
 
     def __len__(self) -> int:
@@ -82,13 +83,25 @@ class LineBuffer:
             raise RemoteProtocolError("line too long")
         return self.take(end + 1)
 
-    def skip_line(self, keep: int) -> tuple[bytes, bool]:
-        """Drop what there is of a line; return its last ``keep`` bytes and whether its end was seen."""
+    def line_or_drop(self, limit: int) -> bytes | None:
+        """Take a line as :meth:`line` does, but drop one over ``limit`` as it comes and raise at its end."""
+        if not self._dropping:
+            try:
+                return self.line(limit)
+            except RemoteProtocolError:
+                self._dropping = True
+        if self.skip_line(0) is None:
+            return None
+        self._dropping = False
+        raise RemoteProtocolError("line too long")
+
+    def skip_line(self, keep: int) -> bytes | None:
+        """Drop a line and return its last ``keep`` bytes; ``None``, with those still here, before its end was seen."""
         end = self._data.find(b"\n")
-        size = len(self._data) if end < 0 else end + 1
-        piece = bytes(self._data[max(0, size - keep) : size])
-        self.take(size)
-        return piece, end >= 0
+        if end < 0:
+            self.take(max(0, len(self._data) - keep))
+            return None
+        return self.take(end + 1)[max(0, end + 1 - keep) :]
 
     def take(self, size: int) -> bytes:
         """Take ``size`` bytes, or all there are."""

@@ -101,8 +101,10 @@ def read_client_hello(data: bytes) -> ClientHello | NotTls | None:
 
 
 def _not_tls(data: bytes) -> NotTls | None:
-    if data[0] & 0x80 and len(data) >= 3 and data[2] == _CLIENT_HELLO:
-        return NotTls("sslv2")
+    if data[0] & 0x80:
+        if len(data) < 3:
+            return None
+        return NotTls("sslv2" if data[2] == _CLIENT_HELLO else "unknown")
     for pattern, kind in ((_HTTP, "http"), (_POP3, "pop3"), (_IMAP, "imap")):
         if pattern.match(data):
             return NotTls(kind)  # type: ignore[arg-type]

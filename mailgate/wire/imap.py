@@ -19,7 +19,7 @@ LITERAL_MINUS_LIMIT: Final = 4096
 """The largest non-synchronising literal under LITERAL- (RFC 7888 §5)."""
 
 Argument: TypeAlias = "bytes | tuple[Argument, ...] | None"
-"""A string or atom as bytes, NIL as None, a parenthesized list as a tuple."""
+"""A string or atom as bytes, ID's NIL as None, a parenthesized list as a tuple."""
 
 _ATOM: Final = rb"[!#$&'+,\-./0-9:;<=>?@A-Z\[\]^_`a-z|}~]+"
 _TAG = re.compile(rb"[!#$&',\-./0-9:;<=>?@A-Z\[\]^_`a-z|}~]+\Z")
@@ -33,6 +33,8 @@ _UNQUOTABLE = re.compile(rb"[\r\n\0\x80-\xff]")
 _COMMANDS: Final = frozenset(
     {b"LOGIN", b"AUTHENTICATE", b"CAPABILITY", b"NOOP", b"LOGOUT", b"STARTTLS", b"ID", b"SELECT", b"ENABLE"}
 )
+# Elsewhere NIL is an atom like any other (RFC 9051 §4.5): a user may be called so.
+_TAKES_NIL: Final = frozenset({"ID"})
 _ROOM_FOR_ANNOUNCEMENT: Final = 64
 _DIGITS: Final = 10
 
@@ -151,11 +153,14 @@ class CommandReceiver:
         return self._buffer.take(len(self._buffer))
 
     def next_line(self) -> SaslLine | BadCommand | None:
-        """Return the next line of a SASL exchange, None if it is not complete."""
+        """Return the next line of a SASL exchange, None if it is not complete.
+
+        One that is too long is dropped as it comes and is a BadCommand at its end.
+        """
         try:
-            line = self._buffer.line(self._limits.sasl_line)
+            line = self._buffer.line_or_drop(self._limits.sasl_line)
         except RemoteProtocolError:
-            return BadCommand(None, "Line too long", fatal=True)
+            return BadCommand(None, "Line too long")
         if line is None:
             return None
         return SaslLine(line.removesuffix(b"\n").removesuffix(b"\r"))
@@ -218,11 +223,12 @@ class CommandReceiver:
 
     def _skip_line(self) -> bool:
         """Drop an overlong line as it comes; return whether its end was seen."""
-        end, complete = self._buffer.skip_line(_ROOM_FOR_ANNOUNCEMENT)
-        if complete:
-            self._overlong = False
-            self._skip_literal(end)
-        return complete
+        end = self._buffer.skip_line(_ROOM_FOR_ANNOUNCEMENT)
+        if end is None:
+            return False
+        self._overlong = False
+        self._skip_literal(end)
+        return True
 
     def _spoil(self, text: str, tag: bytes | None, *, fatal: bool = False) -> None:
         """Give the command that is collected up."""
@@ -306,11 +312,11 @@ def _parse(parts: tuple[bytes, ...], limits: Limits) -> Command:
     tag, name = head[1], head[2].decode("ascii").upper()
     if tag.upper() in _COMMANDS and name.encode() not in _COMMANDS:
         raise RemoteProtocolError("Begin with a tag of your choice, as in: a1 LOGIN name password")
-    return Command(tag, name, _arguments(parts, head.end(), limits), b"".join(parts))
+    return Command(tag, name, _arguments(parts, head.end(), limits, nil=name in _TAKES_NIL), b"".join(parts))
 
 
-def _arguments(parts: tuple[bytes, ...], at: int, limits: Limits) -> tuple[Argument, ...]:
-    """Parse the arguments behind a command's name."""
+def _arguments(parts: tuple[bytes, ...], at: int, limits: Limits, *, nil: bool) -> tuple[Argument, ...]:
+    """Parse the arguments behind a command's name; ``nil`` says that an atom NIL stands for nothing."""
     stack: list[list[Argument]] = [[]]
     count = 0
     # A value follows a space or an opening parenthesis and nothing else.
@@ -347,12 +353,14 @@ def _arguments(parts: tuple[bytes, ...], at: int, limits: Limits) -> tuple[Argum
                     raise RemoteProtocolError("Too many lists in lists")
                 stack.append([])
                 continue
-            stack[-1].append(_value(match))
+            stack[-1].append(_value(match, nil=nil))
             ready = False
         if announced:
             if not ready:
                 raise RemoteProtocolError("Expected a space")
             count += 1
+            if count > limits.arguments:
+                raise RemoteProtocolError("Too many arguments")
             stack[-1].append(parts[index + 1])
             ready = False
         at = 0
@@ -361,9 +369,9 @@ def _arguments(parts: tuple[bytes, ...], at: int, limits: Limits) -> tuple[Argum
     return tuple(stack[0])
 
 
-def _value(match: re.Match[bytes]) -> bytes | None:
+def _value(match: re.Match[bytes], *, nil: bool) -> bytes | None:
     quoted = match["quoted"]
     if quoted is not None:
         return _ESCAPE.sub(rb"\1", quoted)
     atom: bytes = match["atom"]
-    return None if atom.upper() == b"NIL" else atom
+    return None if nil and atom.upper() == b"NIL" else atom

@@ -113,7 +113,7 @@ def _read(raw: bytes, head: bytes) -> Response:
     tag = words[1]
     status = words[2].decode("latin-1").upper()
     if status not in STATUSES:
-        if status.isdigit() and words[3] is not None:
+        if status.isdecimal() and words[3] is not None:
             return Response(raw, tag, words[3].decode("latin-1").upper(), "", b"", line[words.end(3) :].strip())
         return Response(raw, tag, status, "", b"", line[words.end(2) :].strip())
     text = line[words.end(2) :].removeprefix(b" ")

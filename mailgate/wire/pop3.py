@@ -42,14 +42,13 @@ class Pop3Command:
 class CommandReceiver:
     """The client's leg before login: bytes in, commands out."""
 
-    __slots__ = ("_buffer", "_dead", "_fresh", "_limits", "_overlong")
+    __slots__ = ("_buffer", "_dead", "_fresh", "_limits")
 
     def __init__(self, limits: Limits | None = None) -> None:
         self._limits = limits or Limits()
         self._buffer = LineBuffer()
         self._fresh = True
         self._dead = False
-        self._overlong = False
 
     @property
     def buffered(self) -> int:
@@ -70,11 +69,14 @@ class CommandReceiver:
         return self._buffer.take(len(self._buffer))
 
     def next_line(self) -> SaslLine | BadCommand | None:
-        """Return the next line of a SASL exchange, None if it is not complete."""
+        """Return the next line of a SASL exchange, None if it is not complete.
+
+        One that is too long is dropped as it comes and is a BadCommand at its end.
+        """
         try:
-            line = self._buffer.line(self._limits.sasl_line)
+            line = self._buffer.line_or_drop(self._limits.sasl_line)
         except RemoteProtocolError:
-            return self._fatal("Line too long")
+            return BadCommand(None, "Line too long")
         if line is None:
             return None
         return SaslLine(line.removesuffix(b"\n").removesuffix(b"\r"))
@@ -89,12 +91,10 @@ class CommandReceiver:
             self._fresh = False
         if self.total > self._limits.total:
             return self._fatal("Too much was sent before login")
-        if self._overlong:
-            return self._skip()
         try:
-            line = self._buffer.line(SECRET_LIMIT)
+            line = self._buffer.line_or_drop(SECRET_LIMIT)
         except RemoteProtocolError:
-            return self._skip()
+            return BadCommand(None, "Line too long")
         if line is None:
             return None
         return self._command(line)
@@ -102,12 +102,6 @@ class CommandReceiver:
     def _fatal(self, text: str, foreign: str | None = None) -> BadCommand:
         self._dead = True
         return BadCommand(None, text, fatal=True, foreign=foreign)
-
-    def _skip(self) -> BadCommand | None:
-        """Drop an overlong line as it comes, and answer at its end."""
-        _, ended = self._buffer.skip_line(0)
-        self._overlong = not ended
-        return BadCommand(None, "Line too long") if ended else None
 
     def _command(self, line: bytes) -> Pop3Command | BadCommand:
         text = line.removesuffix(b"\n").removesuffix(b"\r")

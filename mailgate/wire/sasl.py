@@ -193,7 +193,8 @@ def begin(mechanism: Mechanism) -> Exchange:
 def initial_response(mechanism: Mechanism, user: bytes, authzid: bytes, secret: Secret) -> bytes:
     """Return what a client of ``mechanism`` says first, before base64.
 
-    For LOGIN this is the user name, and the password answers the next challenge.
+    For LOGIN this is the user name, and the password answers the next challenge. Raises SaslError
+    for what is no mechanism of a proxy's: EXTERNAL vouches for a connection that ends here.
     """
     if mechanism is Mechanism.LOGIN:
         return user
@@ -202,7 +203,9 @@ def initial_response(mechanism: Mechanism, user: bytes, authzid: bytes, secret: 
     if mechanism is Mechanism.OAUTHBEARER:
         name = user.replace(b"=", b"=3D").replace(b",", b"=2C")
         return b"n,a=%b,\x01auth=Bearer %b\x01\x01" % (name, secret.reveal())
-    return b"%b\0%b\0%b" % (authzid, user, secret.reveal())
+    if mechanism is Mechanism.PLAIN:
+        return b"%b\0%b\0%b" % (authzid, user, secret.reveal())
+    raise SaslError("invalid_mech")
 
 
 def respond(mechanism: Mechanism, number: int, secret: Secret) -> bytes:
