@@ -16,7 +16,7 @@ from typing import Protocol as Interface
 import trio
 
 from mailgate.config import Listener
-from mailgate.events import Emit, LoginRefused
+from mailgate.events import Emit, LimitStruck, LoginRefused
 from mailgate.model import (
     BEARER_MECHANISMS,
     Deny,
@@ -34,6 +34,7 @@ from mailgate.session.relay import Trace, Watch
 from mailgate.stream import ByteStream
 from mailgate.wire import sasl
 from mailgate.wire.framing import Limits
+from mailgate.wire.imap import BadCommand, SaslLine
 from mailgate.wire.relay import RelayCore
 
 READ_SIZE: Final = 16 * 1024
@@ -168,7 +169,7 @@ class Dialogue(abc.ABC):
         """Return what the client sent behind its login; nothing is read before the relay any more."""
 
     @abc.abstractmethod
-    def _next_line(self) -> bytes | None:
+    def _next_line(self) -> SaslLine | BadCommand | None:
         """Return the client's next line of a SASL exchange, ``None`` if it is not complete."""
 
     @abc.abstractmethod
@@ -222,10 +223,11 @@ class Dialogue(abc.ABC):
 
     async def refuse(self, refusal: Refusal) -> None:
         """Answer a login that did not succeed; raises SessionOver when the connection ends with it."""
-        if self._mechanism in BEARER_MECHANISMS and refusal.reason == answers.AUTH_FAILED.reason:
-            # RFC 7628 §3.2.3: the failure is a challenge first, which the client answers with a dummy.
+        if self._mechanism in BEARER_MECHANISMS and refusal.reason in answers.COUNTED_REASONS:
+            # RFC 7628 §3.2.3: the failure is a challenge first, which the client answers with a dummy or breaks off.
             await self.challenge(_BEARER_FAILURE[self._mechanism])
-            await self._sasl_line()
+            if await self._sasl_line() == SaslLine(b"*"):
+                refusal = answers.ABORTED
         await self._answer_refusal(refusal)
 
     def refused(self, refusal: Refusal) -> None:
@@ -236,7 +238,7 @@ class Dialogue(abc.ABC):
         """Send a SASL challenge."""
         await self.send(b"+ %b\r\n" % base64.b64encode(data))
 
-    async def _sasl_line(self) -> bytes:
+    async def _sasl_line(self) -> SaslLine | BadCommand:
         while (line := self._next_line()) is None:
             await self.fill()
         self.note(b"<hidden>\r\n")
@@ -248,7 +250,10 @@ class Dialogue(abc.ABC):
         step = exchange.step(None if initial is None else sasl.decode_initial(initial))
         while not isinstance(step, sasl.Credentials):
             await self.challenge(step.data)
-            response = sasl.decode_line(await self._sasl_line())
+            line = await self._sasl_line()
+            if isinstance(line, BadCommand):
+                raise sasl.SaslError("invalid_base64")
+            response = sasl.decode_line(line.data)
             if isinstance(response, sasl.Cancelled):
                 raise sasl.SaslError("auth_aborted_by_client")
             step = exchange.step(response)
@@ -259,5 +264,6 @@ class Dialogue(abc.ABC):
         self._bad_commands += 1
         verdict = self.services.gate.bad_command(self._bad_commands)
         if isinstance(verdict, Deny):
+            self.services.emit(LimitStruck(self.session, verdict.rule, "deny"))
             await self.goodbye(verdict.refusal)
             raise SessionOver(Side.PROXY, verdict.refusal.reason)

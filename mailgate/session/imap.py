@@ -13,7 +13,7 @@ from mailgate.model import Login, Mechanism, Protocol, Refusal, Secret, Side, Ve
 from mailgate.policy import access, answers
 from mailgate.session.dialogue import Dialogue, SessionOver, SignedIn
 from mailgate.wire import sasl
-from mailgate.wire.imap import BadCommand, Command, CommandReceiver, LiteralAnnounced
+from mailgate.wire.imap import BadCommand, Command, CommandReceiver, LiteralAnnounced, SaslLine
 from mailgate.wire.relay_imap import ImapRelay
 
 MAX_ID_PAIRS: Final = 30
@@ -21,6 +21,8 @@ MAX_ID_PAIRS: Final = 30
 
 _SECRET_COMMANDS: Final = frozenset({"LOGIN", "AUTHENTICATE"})
 _AUTHENTICATED_ONLY: Final = "Log in first"
+_BROKEN_OFF: Final = frozenset({answers.INVALID_BASE64, answers.ABORTED})
+"""RFC 9051 §6.2.2: an exchange that was cancelled or garbled is answered BAD."""
 
 
 class ImapDialogue(Dialogue):
@@ -170,12 +172,7 @@ class ImapDialogue(Dialogue):
             credentials = await self.exchange(mechanism, initial)
         except sasl.SaslError as error:
             self._mechanism = Mechanism.COMMAND
-            refusal = answers.SASL_REFUSALS[error.reason]
-            if error.reason in {"invalid_base64", "auth_aborted_by_client"}:
-                self.refused(refusal)
-                await self._say_bad(refusal.text)
-            else:
-                await self._turn_down(refusal)
+            await self._turn_down(answers.SASL_REFUSALS[error.reason])
             return None
         return self._complete(mechanism, credentials.user, credentials.authzid, credentials.secret)
 
@@ -199,7 +196,7 @@ class ImapDialogue(Dialogue):
     # ---------------------------------------------------------------- the outcome
 
     async def _answer_refusal(self, refusal: Refusal) -> None:
-        await self.send(answers.imap_reply(refusal, self._tag))
+        await self.send(answers.imap_reply(refusal, self._tag, "BAD" if refusal in _BROKEN_OFF else "NO"))
 
     async def goodbye(self, refusal: Refusal) -> None:
         """Send ``* BYE``."""
@@ -241,11 +238,8 @@ class ImapDialogue(Dialogue):
     def _feed(self, data: memoryview) -> None:
         self._receiver.receive(data)
 
-    def _next_line(self) -> bytes | None:
-        line = self._receiver.next_line()
-        if isinstance(line, BadCommand):
-            raise sasl.SaslError("invalid_base64")
-        return None if line is None else line.data
+    def _next_line(self) -> SaslLine | BadCommand | None:
+        return self._receiver.next_line()
 
 
 def _id_pairs(command: Command, *, keep_proxy_keys: bool) -> tuple[tuple[bytes, bytes | None], ...] | None:

@@ -5,6 +5,7 @@ Sources: RFC 2449 (CAPA, response codes), RFC 2595 (STLS), RFC 5034 (AUTH), RFC 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -12,10 +13,11 @@ from mailgate.model import Login, Mechanism, Protocol, Refusal, Secret, Side, Ve
 from mailgate.policy import access, answers
 from mailgate.session.dialogue import Dialogue, SessionOver, SignedIn
 from mailgate.wire import sasl
-from mailgate.wire.imap import BadCommand
+from mailgate.wire.imap import BadCommand, SaslLine
 from mailgate.wire.pop3 import CommandReceiver, Pop3Command
 from mailgate.wire.relay_pop3 import Pop3Relay
 
+_LANGUAGE_RANGE = re.compile(rb"[A-Za-z0-9]{1,8}(?:-[A-Za-z0-9]{1,8})*\Z")
 _SECRET_COMMANDS: Final = frozenset({"PASS", "AUTH", "APOP"})
 
 
@@ -119,7 +121,11 @@ class Pop3Dialogue(Dialogue):
             await self._say_bad("LANG is not available")
         elif not command.argument:
             await self._ok("Language list follows", "i-default Default language")
-        elif not command.argument.replace(b"-", b"").replace(b"*", b"").isalnum():
+        elif command.argument == b"*":
+            # RFC 6856 §3: any language will do, so the upstream need not hear of a wish.
+            self._language = None
+            await self._ok("i-default Default language")
+        elif not _LANGUAGE_RANGE.match(command.argument):
             await self._say_bad("LANG takes a language tag")
         else:
             # The upstream decides which languages there are; it hears of the wish before the login.
@@ -226,11 +232,8 @@ class Pop3Dialogue(Dialogue):
     def _feed(self, data: memoryview) -> None:
         self._receiver.receive(data)
 
-    def _next_line(self) -> bytes | None:
-        line = self._receiver.next_line()
-        if isinstance(line, BadCommand):
-            raise sasl.SaslError("invalid_base64")
-        return None if line is None else line.data
+    def _next_line(self) -> SaslLine | BadCommand | None:
+        return self._receiver.next_line()
 
 
 _COMMANDS: Final[dict[str, Callable[[Pop3Dialogue, Pop3Command], Awaitable[Login | None]]]] = {

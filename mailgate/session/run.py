@@ -21,6 +21,9 @@ from mailgate.session.pop3 import Pop3Dialogue
 from mailgate.session.relay import End, Relay
 from mailgate.wire.relay import CopyRelay
 
+ACCEPT_SECONDS = 5.0
+"""What a client has at least to take the news that its login succeeded."""
+
 DIALOGUES: dict[Protocol, type[Dialogue]] = {
     Protocol.IMAP: ImapDialogue,
     Protocol.POP3: Pop3Dialogue,
@@ -46,7 +49,7 @@ async def run_session(connection: Connection, listener: Listener, services: Serv
                 signed_in = await before_login.sign_in(limit)
             if signed_in is None:
                 # The limit shows where the client stopped, so that a scanner and a slow human differ in the log.
-                reason = "auth_waiting_client" if session.failures else "no_auth_attempts"
+                reason = "no_auth_attempts" if session.user is None else "auth_waiting_client"
                 await _last_words(dialogue, answers.LOGIN_TIMEOUT)
                 return End(Side.PROXY, reason)
         except SessionOver as over:
@@ -76,7 +79,10 @@ class _BeforeLogin:
             left = limit.deadline - began
             limit.deadline = math.inf
             outcome = await self._attempt(login)
+            limit.deadline = trio.current_time() + left
             if not isinstance(outcome, Refusal):
+                # A client that does not read must not keep its upstream, nor one that was slow lose its login here.
+                limit.deadline = trio.current_time() + max(left, ACCEPT_SECONDS)
                 try:
                     await self.dialogue.accept(outcome)
                 except BaseException:
@@ -86,7 +92,6 @@ class _BeforeLogin:
                 self.session.state = State.RELAY
                 self.services.emit(SessionEstablished(self.session, trio.current_time() - began))
                 return outcome
-            limit.deadline = trio.current_time() + left
             await self._refuse(outcome)
 
     async def _attempt(self, login: Login) -> SignedIn | Refusal:
@@ -96,11 +101,11 @@ class _BeforeLogin:
         session.mechanism = login.mechanism
         session.client_id = login.client_id
         self.dialogue.trace = self.dialogue.trace or services.trace(session)
-        route = await services.route(login, session)
-        if route is None:
-            return answers.NO_ROUTE
-        session.route, session.pool = route.name, route.pool
         try:
+            route = await services.route(login, session)
+            if route is None:
+                return answers.NO_ROUTE
+            session.route, session.pool = route.name, route.pool
             return await services.open_upstream(route, login, session)
         except UpstreamFailed as failed:
             return answers.refusal_for(failed.failure)

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
-import pytest
 import trio
 
 from mailgate import config
 from mailgate.errors import UpstreamFailed
 from mailgate.events import SessionClosed
-from mailgate.model import Failure, Login, Peer, Protocol, Route, Session, TlsInfo
+from mailgate.model import ALLOW, Failure, Login, Peer, Protocol, Route, Session, TlsInfo
 from mailgate.policy.gate import Gate, GateSettings
 from mailgate.session.dialogue import Services, SessionOver
 from mailgate.session.relay import End, Watch
@@ -70,6 +68,19 @@ class FakeConnection:
 
 
 @dataclass
+class TraceDouble:
+    """A trace that remembers what it is shown, by whom it was said."""
+
+    lines: list[tuple[str, bytes]] = field(default_factory=list)
+
+    def client(self, data: bytes) -> None:
+        self.lines.append(("C", data))
+
+    def upstream(self, data: bytes) -> None:
+        self.lines.append(("S", data))
+
+
+@dataclass
 class World:
     """What a test may change before it plays: the listener, the upstream's answer, the route."""
 
@@ -85,6 +96,17 @@ class World:
     end: End | None = None
     ended: trio.Event = field(default_factory=trio.Event)
     before_open: Callable[[], Awaitable[None]] | None = None
+    trace: TraceDouble | None = None
+    gate: Gate = field(
+        default_factory=lambda: Gate(
+            GateSettings(failures_per_session=3, failure_delay=2.0, failure_delay_max=15.0, bad_commands=4)
+        )
+    )
+
+    @property
+    def login(self) -> Login:
+        """The last login that was taken to an upstream."""
+        return self.logins[-1]
 
     async def find_route(self, login: Login, session: Session) -> Route | None:
         await trio.lowlevel.checkpoint()
@@ -100,9 +122,6 @@ class World:
         return FakeSignedIn(stream, self.residual, self.untagged)
 
 
-Play = Callable[..., Awaitable[World]]
-
-
 def listener(protocol: str, **options: object) -> config.Listener:
     """A listener on loopback as a configuration would make it."""
     return config.Listener.model_validate(
@@ -114,8 +133,8 @@ def listener(protocol: str, **options: object) -> config.Listener:
 async def on_stage(protocol: str, world: World | None = None, **options: object) -> AsyncIterator[World]:
     """Run a session for a listener with the given options; the body plays its script.
 
-    Behind the body the client's end is closed and the session must come to its end by itself,
-    having closed both of its streams and told SessionClosed as its caller would.
+    Behind the body the client says no more, and the session must come to its end by itself, having
+    closed the upstream's stream and said nothing that the script did not expect.
     """
     world = world or World(Stage())
     stage = world.stage
@@ -128,40 +147,38 @@ async def on_stage(protocol: str, world: World | None = None, **options: object)
     connection = FakeConnection(stage.near_client, session, offers, options.pop("tls_outcome", None))  # type: ignore[arg-type]
     services = Services(
         hostname="mail.example.org",
-        gate=Gate(GateSettings(failures_per_session=3, failure_delay=2.0, failure_delay_max=15.0, bad_commands=4)),
+        gate=world.gate,
         limits=Limits(),
         route=world.find_route,
         open_upstream=world.open,
         upstream_capabilities=lambda _: world.known,
         emit=stage.emit,
         watch=world.watch,
-        trace=lambda _: None,
+        trace=lambda _: world.trace,
         buffer=burst_buffer(),
         linger=5.0,
     )
 
     async def run() -> None:
-        end = await run_session(connection, listener(protocol, **options), services)
-        world.end = end
-        stage.emit(SessionClosed(session, end.side, end.reason, 0.0))
-        await stage.near_client.aclose()
+        assert world.gate.admit(session.id, session.peer.address, session.started).verdict == ALLOW
+        try:
+            end = await run_session(connection, listener(protocol, **options), services)
+            world.end = end
+            stage.emit(SessionClosed(session, end.side, end.reason, 0.0))
+        finally:
+            world.gate.left(session.id)
+            await stage.near_client.aclose()
         world.ended.set()
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(run)
         nursery.start_soon(world.watch.run)
         yield world
-        stage.finish()
-        await stage.client.stream.aclose()
-        if stage.upstream is not None:
-            await stage.upstream.stream.aclose()
+        await stage.client.stream.send_eof()  # type: ignore[attr-defined]
         await world.ended.wait()
+        await stage.finish()
+        assert (len(world.watch), world.gate.sessions, world.gate.half_open) == (0, 0, 0)
         nursery.cancel_scope.cancel()
 
 
-@pytest.fixture
-def base(tmp_path: Path) -> Path:
-    return tmp_path
-
-
-__all__ = ["Play", "SessionOver", "World", "listener", "on_stage"]
+__all__ = ["UPSTREAM", "SessionOver", "TraceDouble", "World", "listener", "on_stage"]

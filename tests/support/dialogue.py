@@ -10,6 +10,7 @@ Each line of a script is one step::
     events: SessionEstablished CommandFinished(NOOP ok)
     close: client        the client's end (or the upstream's) goes away
     closed: client       the client (or the upstream) sees the end
+    silent: client       the client (or the upstream) is told nothing by now
     wait: 60             seconds pass
 
 A line that ends in ``\\`` is sent without CRLF; ``\\r \\n \\0 \\xNN`` are read as escapes. In an expected
@@ -19,7 +20,7 @@ came; bytes that nobody asked for at the end of a script are a failure too.
 
 from __future__ import annotations
 
-import fnmatch
+import math
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -38,6 +39,9 @@ from mailgate.events import (
 )
 from mailgate.model import Session
 from mailgate.stream import TrioStream
+
+PATIENCE = 100.0
+"""Seconds of the virtual clock that a step may take."""
 
 
 class Mismatch(AssertionError):
@@ -132,7 +136,7 @@ class Stage:
             if not step or step.startswith("#"):
                 continue
             kind, _, text = step.partition(":")
-            with trio.move_on_after(100) as limit:
+            with trio.move_on_after(math.inf if kind == "wait" else PATIENCE) as limit:
                 await self._step(kind, text.removeprefix(" "))
             if limit.cancelled_caught:
                 raise Mismatch("\n".join([*self.played, f"nothing came for: {step}"]))
@@ -148,6 +152,7 @@ class Stage:
             "events": self._events,
             "close": self._close,
             "closed": self._closed,
+            "silent": self._silent,
             "wait": self._wait,
         }
         if kind not in steps:
@@ -170,8 +175,7 @@ class Stage:
             line = await side.line()
         except Mismatch as mismatch:
             raise Mismatch("\n".join([*self.played, f"expected {expected!r}", str(mismatch)])) from None
-        pattern = fnmatch.translate(re.sub(r"([\[\]?*])", r"[\1]", expected.decode("latin-1").replace("<*>", "\1")))
-        if not re.fullmatch(pattern.replace("\1", ".*"), line.decode("latin-1")):
+        if not re.fullmatch(b".*".join(re.escape(part) for part in expected.split(b"<*>")), line, re.DOTALL):
             raise Mismatch(
                 "\n".join([*self.played, f"- {side.name} expected {expected!r}", f"+ {side.name} got      {line!r}"])
             )
@@ -202,19 +206,36 @@ class Stage:
             raise Mismatch("\n".join([*self.played, f"- events {text}", f"+ events {told}"]))
 
     async def _close(self, text: str) -> None:
-        await (self.client if text == "client" else self._up).stream.aclose()
+        side = self.client if text == "client" else self._up
+        await side.stream.aclose()
 
     async def _closed(self, text: str) -> None:
         await (self.client if text == "client" else self._up).end()
 
+    async def _silent(self, text: str) -> None:
+        side = self.client if text == "client" else self._up
+        with trio.move_on_after(0.001):
+            side.unread += await side.stream.receive_some()
+        if side.unread:
+            raise Mismatch("\n".join([*self.played, f"- silent {text}", f"+ {bytes(side.unread)!r}"]))
+
     async def _wait(self, text: str) -> None:
         await trio.sleep(float(text))
 
-    def finish(self) -> None:
-        """Check that nothing is left over."""
+    async def finish(self) -> None:
+        """Check that the session has closed both of its streams, and said nothing that no script asked for."""
         for side in (self.client, self.upstream):
-            if side is not None and side.unread:
-                raise Mismatch("\n".join([*self.played, f"left over for {side.name}: {bytes(side.unread)!r}"]))
+            if side is None:
+                continue
+            with trio.move_on_after(PATIENCE) as limit:
+                try:
+                    await side.end()
+                except trio.ClosedResourceError:
+                    continue
+                except Mismatch as mismatch:
+                    raise Mismatch("\n".join([*self.played, str(mismatch)])) from None
+            if limit.cancelled_caught:
+                raise Mismatch("\n".join([*self.played, f"the stream to the {side.name} was left open"]))
 
 
 __all__ = ["Mismatch", "Session", "Stage", "shown", "unescape"]
