@@ -108,7 +108,8 @@ def sample_server(port: int, folder: Path) -> Iterator[None]:
         child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, cwd=folder)  # noqa: S603
     try:
         if not trio.run(_answers, port, child):
-            raise DemoError(f"the sample mail server does not start: {output.read_text('utf-8', 'replace').strip()}")
+            said = output.read_text("utf-8", "replace").strip()
+            raise DemoError(f"the sample mail server does not start: {said.rpartition(chr(10))[2] or 'no answer'}")
         yield
     finally:
         child.terminate()
