@@ -141,6 +141,7 @@ class Failure(StrEnum):
     AUTH_REJECTED = "auth_rejected"
     AUTH_TEMPORARY = "auth_temporary"
     LIMIT = "limit"
+    IN_USE = "in_use"
     UNSUPPORTED = "unsupported"
     INTERNAL = "internal"
 

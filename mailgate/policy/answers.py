@@ -30,6 +30,7 @@ CONNECTION_LIMIT: Final = Refusal(
 PROCESS_FULL: Final = Refusal("process_full", "The server is full.", "UNAVAILABLE", "SYS/TEMP", close=True)
 SHUTTING_DOWN: Final = Refusal("shutting_down", "The server is shutting down.", "UNAVAILABLE", "SYS/TEMP", close=True)
 IDLE: Final = Refusal("idle", "Disconnected for inactivity.", close=True)
+PROTOCOL: Final = Refusal("protocol", "Protocol error.", close=True)
 INTERNAL: Final = Refusal("internal_failure", "Internal error.", "UNAVAILABLE", "SYS/TEMP", close=True)
 DENIED_COMMAND: Final = Refusal("denied_command", "This command is not available here.", "CANNOT", "SYS/PERM")
 
@@ -48,6 +49,9 @@ _BY_FAILURE: Final = {
     Failure.LIMIT: Refusal(
         "proxy_dest_connection_limit", "The mail server takes no more sessions now.", "LIMIT", "SYS/TEMP"
     ),
+    Failure.IN_USE: Refusal(
+        "proxy_dest_auth_temp_failed", "The mailbox is in use by another session.", "INUSE", "IN-USE"
+    ),
     Failure.INTERNAL: Refusal("proxy_dest_internal_failure", _TEMPORARY, "UNAVAILABLE", "SYS/TEMP"),
 }
 
@@ -58,7 +62,7 @@ SASL_REFUSALS: Final = {
 COUNTED_REASONS: Final = frozenset({AUTH_FAILED.reason, NO_ROUTE.reason})
 """Refusals that count as a failed login of the session: the ones that guessing would cause."""
 
-_FAREWELLS: Final = {refusal.reason: refusal for refusal in (IDLE, SHUTTING_DOWN, PROCESS_FULL)}
+_FAREWELLS: Final = {refusal.reason: refusal for refusal in (IDLE, SHUTTING_DOWN, PROCESS_FULL, PROTOCOL)}
 
 
 def refusal_for(failure: Failure) -> Refusal:

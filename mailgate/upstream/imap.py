@@ -7,26 +7,29 @@ from typing import Final
 
 from mailgate.errors import UpstreamFailed
 from mailgate.model import BEARER_MECHANISMS, Failure, Login, Mechanism, Protocol
-from mailgate.upstream.leg import UNTAGGED_LIMIT, SignedIn, UpstreamLeg
+from mailgate.upstream.leg import CHALLENGES, UNTAGGED_LIMIT, SignedIn, UpstreamLeg
 from mailgate.wire import sasl
 from mailgate.wire.imap import encode_arguments, needs_literal, quote
 from mailgate.wire.imap_response import Response, ResponseReceiver, capability_tokens
 from mailgate.wire.relay_imap import literal_mode
 
-_TEMPORARY: Final = {"UNAVAILABLE", "SERVERBUG", "INUSE", "CONTACTADMIN", "CLOSING"}
-_REJECTED: Final = {"AUTHENTICATIONFAILED", "AUTHORIZATIONFAILED", "EXPIRED", ""}
+_BY_CODE: Final = {
+    "LIMIT": Failure.LIMIT,
+    "OVERQUOTA": Failure.LIMIT,
+    "INUSE": Failure.IN_USE,
+    "CANNOT": Failure.UNSUPPORTED,
+    "PRIVACYREQUIRED": Failure.UNSUPPORTED,
+    "UNAVAILABLE": Failure.AUTH_TEMPORARY,
+    "SERVERBUG": Failure.AUTH_TEMPORARY,
+    "CONTACTADMIN": Failure.AUTH_TEMPORARY,
+}
 _DROPPED: Final = {"BYE", "CAPABILITY", "ID"}
 
 
 def failure_of(response: Response) -> Failure:
     """Return what a tagged NO or an untagged BYE to a login means (RFC 5530 §3)."""
-    if response.code in {"LIMIT", "OVERQUOTA"}:
-        return Failure.LIMIT
-    if response.code in {"CANNOT", "PRIVACYREQUIRED"}:
-        return Failure.UNSUPPORTED
-    if response.code in _TEMPORARY or response.status == "BYE":
-        return Failure.AUTH_TEMPORARY
-    return Failure.AUTH_REJECTED
+    otherwise = Failure.AUTH_TEMPORARY if response.status == "BYE" else Failure.AUTH_REJECTED
+    return _BY_CODE.get(response.code, otherwise)
 
 
 class ImapLeg(UpstreamLeg):
@@ -92,12 +95,11 @@ class ImapLeg(UpstreamLeg):
 
     async def _ask_capabilities(self) -> None:
         await self.send(b"C1 CAPABILITY\r\n", "capability")
-        learnt = False
+        self._shown = ()
         while (response := await self._next()).tag != b"C1":
-            learnt = self._learn(response) or learnt
-            if response.tag == b"*" and response.status == "BYE":
-                raise self.failed(failure_of(response), "the server says BYE")
-        if response.status != "OK" or not (learnt or self._learn(response)):
+            if response.tag == b"*":
+                self._keep(response)
+        if response.status != "OK" or not (self._shown or self._learn(response)):
             raise self.failed(Failure.PROTOCOL, "the server does not tell its capabilities")
         self._received = "capability"
 
@@ -107,7 +109,10 @@ class ImapLeg(UpstreamLeg):
         """See :class:`UpstreamLeg`."""
         self.check_password(login)
         mechanism = self._choose(login)
+        # What was said before the login does not concern the client.
         self._shown = ()
+        self._untagged.clear()
+        self._untagged_size = 0
         said = b""
         if login.client_id and "ID" in self.capabilities:
             said = _id_command(login.client_id)
@@ -161,9 +166,10 @@ class ImapLeg(UpstreamLeg):
             last = number == len(pieces) - 1
             head = said + b"L1 LOGIN" if number == 0 else b""
             await self.send(head + piece + (b"\r\n" if last else b""), "login")
-            if not last and (refused := await self._answer()) is not None:
-                return self._accepted(refused)
-        while (response := await self._answer()) is None:
+            if not last:
+                await self._go_on()
+        response = await self._answer()
+        if response is None:
             raise self.failed(Failure.PROTOCOL, "the server asks for more than a LOGIN holds")
         return self._accepted(response)
 
@@ -174,23 +180,28 @@ class ImapLeg(UpstreamLeg):
             await self.send(b"%b %b\r\n" % (command, sasl.encode(initial)), "login")
         else:
             await self.send(command + b"\r\n", "login")
-            response = await self._answer()
-            if response is not None:
-                return self._accepted(response)
+            await self._go_on()
             await self.send(base64.b64encode(initial) + b"\r\n")
         number = 0
         while (response := await self._answer()) is None:
             number += 1
+            if number > CHALLENGES:
+                raise self.failed(Failure.PROTOCOL, "the server does not end the SASL exchange")
             try:
-                answer = sasl.respond(mechanism, number, login.secret)
+                answer = base64.b64encode(sasl.respond(mechanism, number, login.secret))
             except sasl.SaslError:
                 # The server asks for what this mechanism does not have: break off, and hear its NO or BAD.
-                await self.send(b"*\r\n")
-                continue
-            await self.send(base64.b64encode(answer) + b"\r\n")
-            if number > 2:
-                raise self.failed(Failure.PROTOCOL, "the server does not end the SASL exchange")
+                answer = b"*"
+            await self.send(answer + b"\r\n")
         return self._accepted(response)
+
+    async def _go_on(self) -> None:
+        """Wait for the server to ask for the credentials; raises UpstreamFailed if it does not."""
+        response = await self._answer()
+        if response is not None:
+            self._accepted(response)
+            # Whoever is let in without a password is not the one who logs in here.
+            raise self.failed(Failure.PROTOCOL, "the server accepts a login before it was sent")
 
     async def _answer(self) -> Response | None:
         """Return the login's tagged response, or None when the server asks to go on."""

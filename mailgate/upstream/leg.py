@@ -25,6 +25,9 @@ READ_SIZE: Final = 16 * 1024
 UNTAGGED_LIMIT: Final = 16 * 1024
 """Bytes of responses that are kept for the client until the login is accepted."""
 
+CHALLENGES: Final = 2
+"""Challenges behind an initial response that are answered: the password of LOGIN, and one more to break off."""
+
 
 @dataclass(frozen=True, slots=True)
 class SignedIn:

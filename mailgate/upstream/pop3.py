@@ -7,7 +7,7 @@ from typing import Final
 
 from mailgate.errors import UpstreamFailed
 from mailgate.model import BEARER_MECHANISMS, Failure, Login, Mechanism, Protocol
-from mailgate.upstream.leg import SignedIn, UpstreamLeg
+from mailgate.upstream.leg import CHALLENGES, SignedIn, UpstreamLeg
 from mailgate.wire import sasl
 from mailgate.wire.pop3 import COMMAND_LIMIT, Reply, ReplyReceiver
 
@@ -15,7 +15,7 @@ _BY_CODE: Final = {
     "AUTH": Failure.AUTH_REJECTED,
     "SYS/TEMP": Failure.AUTH_TEMPORARY,
     "SYS/PERM": Failure.UNSUPPORTED,
-    "IN-USE": Failure.LIMIT,
+    "IN-USE": Failure.IN_USE,
     "LOGIN-DELAY": Failure.LIMIT,
 }
 
@@ -54,7 +54,7 @@ class Pop3Leg(UpstreamLeg):
         greeting = await self._next()
         self._received = "banner"
         if not greeting.ok:
-            raise self.failed(_BY_CODE.get(greeting.code, Failure.CONNECT), "the server greets with -ERR")
+            raise self.failed(Failure.CONNECT, "the server greets with -ERR")
         if self.dialer.starts_tls:
             await self.send(b"STLS\r\n", "stls")
             if not (await self._next()).ok:
@@ -151,17 +151,19 @@ class Pop3Leg(UpstreamLeg):
             # RFC 5034 §4: an initial response that does not fit is sent when it is asked for.
             await self.send(b"AUTH %b\r\n" % mechanism.encode(), "login")
             reply = await self._next()
+            if reply.ok:
+                # Whoever is let in without a password is not the one who logs in here.
+                raise self.failed(Failure.PROTOCOL, "the server accepts a login before it was sent")
             if reply.continuation:
                 await self.send(base64.b64encode(initial) + b"\r\n")
                 reply = await self._next()
-        number = 0
-        while reply.continuation:
-            number += 1
+        for number in range(1, CHALLENGES + 1):
+            if not reply.continuation:
+                break
             try:
                 answer = base64.b64encode(sasl.respond(mechanism, number, login.secret))
             except sasl.SaslError:
-                if number > 2:
-                    return reply
+                # The server asks for what this mechanism does not have: break off, and hear its -ERR.
                 answer = b"*"
             await self.send(answer + b"\r\n")
             reply = await self._next()
