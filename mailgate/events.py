@@ -62,13 +62,17 @@ class UpstreamConnected(Event):
 
 @dataclass(frozen=True, slots=True)
 class UpstreamRefused(Event):
-    """An upstream could not be used for a login; ``state`` as in ``UpstreamFailed``."""
+    """An upstream could not be used for a login; ``state`` as in ``UpstreamFailed``.
+
+    ``reached`` says whether it greeted, so that only the login went wrong.
+    """
 
     pool: str
     server: str
     failure: Failure
     state: str
     detail: str
+    reached: bool = False
 
 
 @dataclass(frozen=True, slots=True)

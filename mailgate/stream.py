@@ -212,25 +212,23 @@ class SocketStream:
     ) -> TlsInfo:
         """See :class:`ByteStream`; raises ``trio.BrokenResourceError`` if the peer goes in between."""
         self._fd()
-        wrapped = context.wrap_socket(
-            self._sock,
-            server_side=server_side,
-            do_handshake_on_connect=False,
-            suppress_ragged_eofs=False,
-            server_hostname=server_hostname,
-        )
-        self._sock = wrapped
-        while True:
-            try:
-                wrapped.do_handshake()
-            except ssl.SSLWantReadError:
-                await self._wait_readable()
-            except ssl.SSLWantWriteError:
-                await self._wait_writable()
-            except (ssl.SSLEOFError, ssl.SSLZeroReturnError, *_LOST) as error:
-                raise trio.BrokenResourceError("the peer went during the TLS handshake") from error
-            else:
-                break
+        try:
+            # A connection that was reset already makes ``wrap_socket`` lose its descriptor.
+            self._sock.getpeername()
+            self._sock = wrapped = context.wrap_socket(
+                self._sock,
+                server_side=server_side,
+                do_handshake_on_connect=False,
+                suppress_ragged_eofs=False,
+                server_hostname=server_hostname,
+            )
+            await self._handshake(wrapped)
+        except (ssl.SSLEOFError, ssl.SSLZeroReturnError) as error:
+            raise trio.BrokenResourceError("the peer went during the TLS handshake") from error
+        except ssl.SSLError:
+            raise
+        except OSError as error:
+            raise trio.BrokenResourceError("the peer went during the TLS handshake") from error
         cipher = wrapped.cipher()
         self.tls = TlsInfo(
             version=wrapped.version() or "unknown",
@@ -239,6 +237,17 @@ class SocketStream:
             resumed=bool(wrapped.session_reused),
         )
         return self.tls
+
+    async def _handshake(self, wrapped: ssl.SSLSocket) -> None:
+        while True:
+            try:
+                wrapped.do_handshake()
+            except ssl.SSLWantReadError:
+                await self._wait_readable()
+            except ssl.SSLWantWriteError:
+                await self._wait_writable()
+            else:
+                return
 
     @property
     def peer_certificate(self) -> bytes | None:

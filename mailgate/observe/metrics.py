@@ -171,8 +171,9 @@ class Metrics:
                 self.connects.labels(pool, server).inc()
                 self.connect_seconds.labels(pool).observe(seconds)
                 self.reachable.labels(pool, server).set(1)
-            case events.UpstreamRefused(pool=pool, server=server, failure=failure):
+            case events.UpstreamRefused(pool=pool, server=server, failure=failure, reached=reached):
                 self.failures.labels(pool, server, failure.value).inc()
+                self.reachable.labels(pool, server).set(reached)
             case events.LimitStruck(rule=rule, action=action):
                 self.limits.labels(rule, action).inc()
             case events.SessionClosed(side=side, reason=reason, seconds=seconds):

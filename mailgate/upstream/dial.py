@@ -125,7 +125,7 @@ class Dialer:
                 await sock.connect(address)
             except OSError as error:
                 sock.close()
-                errors.append(error.strerror or os.strerror(error.errno or 0))
+                errors.append(os.strerror(error.errno) if error.errno else str(error))
             except BaseException:
                 sock.close()
                 raise

@@ -59,8 +59,11 @@ class Upstreams:
             try:
                 return await self._try(route.pool, server, login, session, deadline)
             except UpstreamFailed as failed:
+                reached = (route.pool, server.name) not in self._unreachable
                 self._emit(
-                    UpstreamRefused(session, route.pool, server.name, failed.failure, failed.state, failed.detail)
+                    UpstreamRefused(
+                        session, route.pool, server.name, failed.failure, failed.state, failed.detail, reached
+                    )
                 )
                 last = failed
                 if failed.failure not in RETRIED or _login_was_sent(failed):
