@@ -178,8 +178,10 @@ class CommandReceiver:
         while True:
             if self._left and not self._take_literal():
                 return None
-            if self._overlong and not self._skip_line():
-                return None
+            if self._overlong:
+                if not self._skip_line():
+                    return None
+                continue
             if self._bad is not None and not self._left and not self._parts:
                 bad, self._bad = self._bad, None
                 return self._fatal(bad) if bad.fatal else bad
