@@ -132,12 +132,15 @@ class Job:
 
     def _logins(self) -> Callable[[], dict[str, Any]]:
         workers: list[Connection] = []
+        processes = []
         fork = multiprocessing.get_context("fork")
         for number in range(self.concurrency):
             here, there = fork.Pipe()
             share = len(range(number, self.count, self.concurrency))
-            fork.Process(target=self._log_in, args=(there, number, share), daemon=True).start()
+            process = fork.Process(target=self._log_in, args=(there, number, share), daemon=True)
+            process.start()
             there.close()
+            processes.append(process)
             workers.append(here)
 
         def run() -> dict[str, Any]:
@@ -145,7 +148,10 @@ class Job:
             for worker in workers:
                 worker.send(True)
             done = sum(worker.recv() for worker in workers)
-            return {"count": done, "elapsed": time.perf_counter() - began}
+            elapsed = time.perf_counter() - began
+            for process in processes:
+                process.join()
+            return {"count": done, "elapsed": elapsed}
 
         return run
 
@@ -232,9 +238,9 @@ def main() -> None:
     run = job.prepare()
     print("ready", flush=True)
     sys.stdin.readline()
+    before = sum(os.times()[:4])
     result = run()
-    times = os.times()
-    result["client_cpu"] = times.user + times.system + times.children_user + times.children_system
+    result["client_cpu"] = sum(os.times()[:4]) - before
     print(json.dumps(result), flush=True)
     sys.stdin.read()
     for session in job.held:

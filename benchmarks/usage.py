@@ -31,23 +31,31 @@ def tree(root: int) -> list[int]:
 def cpu_seconds(root: int) -> float:
     """Return the user and system time that a program's tree has used, with processes that ended meanwhile.
 
-    A living process is asked by its CPU clock, which counts nanoseconds; what ended and was waited for
-    stands in its parent's account, in ticks.
+    A living process is asked by its CPU clock, which counts nanoseconds; what has ended is known in ticks, by
+    itself until it was waited for, and then by its parent.
     """
     total = 0.0
     for pid in tree(root):
         with contextlib.suppress(OSError):
-            waited = sum(int(field) for field in _fields(pid)[13:15]) * TICK
-            total += time.clock_gettime((~pid << 3) | 2) + waited
+            user, system, *waited = (int(field) * TICK for field in _fields(pid)[11:15])
+            try:
+                own = time.clock_gettime((~pid << 3) | 2)
+            except OSError:
+                own = user + system
+            total += own + sum(waited)
     return total
 
 
 def memory(root: int) -> int:
-    """Return a tree's proportional set size in bytes: pages shared by n processes count 1/n in each."""
+    """Return the memory that a tree has for itself, in bytes; what its processes share counts once.
+
+    Pages of files, which are programs and libraries, are left out: they do not grow with sessions, and a program's
+    share of them falls when others that map them start, as the mail server does for each session.
+    """
     total = 0
     for pid in tree(root):
         with contextlib.suppress(OSError):
             for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-                if line.startswith("Pss:"):
+                if line.startswith(("Pss_Anon:", "Pss_Shmem:")):
                     total += int(line.split()[1]) * 1024
     return total

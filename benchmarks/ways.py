@@ -16,15 +16,10 @@ from tests.support.servers import Dovecot, Program, dovecot, free_ports, mailgat
 
 SBIN = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-# The server must not be what is measured: its processes are kept for further sessions, and mail is stored as it is
-# sent, so that no line end is converted.
-BACKEND = """
-mail_save_crlf = yes
-service imap {
-  service_count = 1000
-  process_min_avail = 8
-}
-"""
+# The server must not be what is measured: mail is stored as it is sent, so that no line end is converted, and
+# processes are kept for further sessions.
+STORE_AS_SENT = "mail_save_crlf = yes\n"
+KEEP_PROCESSES = STORE_AS_SENT + "service imap {\n  service_count = 1000\n  process_min_avail = 8\n}\n"
 
 # One process for all sessions, as the others have it ("high-performance mode" in Dovecot's documentation).
 LOGIN_PROXY = """
@@ -133,10 +128,10 @@ def issue_pair(folder: Path) -> Pair:
 
 
 @contextlib.contextmanager
-def backend(folder: Path, pair: Pair, users: dict[str, str]) -> Iterator[Dovecot]:
+def backend(folder: Path, pair: Pair, users: dict[str, str], settings: str) -> Iterator[Dovecot]:
     """Run the mail server."""
     folder.mkdir()
-    with dovecot(find("dovecot"), folder, pair.certificate, pair.key, BACKEND) as server:
+    with dovecot(find("dovecot"), folder, pair.certificate, pair.key, settings) as server:
         for name, password in users.items():
             server.add_user(name, password)
         yield server
