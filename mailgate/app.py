@@ -17,11 +17,11 @@ import structlog
 import trio
 
 from mailgate import events
-from mailgate.config import Config, Endpoint, Listener
+from mailgate.config import Config, Endpoint, Listener, Tls
 from mailgate.errors import MailgateError, UpstreamFailed
 from mailgate.model import Deny, Login, Peer, Protocol, Refusal, Route, Session, Side
 from mailgate.net.listener import open_socket, serve
-from mailgate.net.tls import HandshakeFailed, ServerTls
+from mailgate.net.tls import HandshakeFailed, ServerTls, Use
 from mailgate.observe import log
 from mailgate.observe.metrics import Metrics
 from mailgate.observe.trace import Tracer
@@ -65,12 +65,10 @@ class Connection:
         gateway, listener = self._gateway, self._listener
         if gateway.tls is None:
             raise RuntimeError("a listener with TLS was let in without [tls]")
-        profile = listener.profile or gateway.tls.settings.profile
+        profile, protocol = _tls_use(listener, gateway.tls.settings)
         began = trio.current_time()
         try:
-            self.session.tls = await gateway.tls.accept(
-                self.stream, listener.protocol, profile, listener.handshake_timeout
-            )
+            self.session.tls = await gateway.tls.accept(self.stream, protocol, profile, listener.handshake_timeout)
         except HandshakeFailed as failed:
             gateway.emit(events.TlsFailed(self.session, failed.reason))
             raise SessionOver(Side.CLIENT, "tls_handshake_not_finished") from None
@@ -89,7 +87,10 @@ class Gateway:
         self.sessions: dict[str, Session] = {}
         self._scopes: dict[str, trio.CancelScope] = {}
         self._draining = False
-        self.tls = ServerTls(config.tls) if config.tls is not None else None
+        self.tls = None
+        if config.tls is not None:
+            wanted = (listener for listener in config.listener if listener.tls != "off")
+            self.tls = ServerTls(config.tls, [_tls_use(listener, config.tls) for listener in wanted])
         self.metrics = Metrics(
             self.sessions,
             {listener.name: listener.protocol for listener in config.listener},
@@ -336,6 +337,10 @@ class Gateway:
         if len(unreachable) == len(self.config.pool):
             return [f"pool {name}: no server can be reached" for name in unreachable]
         return []
+
+
+def _tls_use(listener: Listener, tls: Tls) -> Use:
+    return listener.profile or tls.profile, listener.protocol
 
 
 async def _run(config: Config, logger: structlog.stdlib.BoundLogger) -> None:

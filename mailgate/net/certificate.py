@@ -60,8 +60,9 @@ def self_signed(names: Sequence[str], *, days: int, key_type: str = "ecdsa") -> 
         key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     else:
         key = ec.generate_private_key(ec.SECP256R1())
+    alternatives = [_general_name(name) for name in names]
     # RFC 5280 allows a common name 64 characters; the names that count are the alternative ones.
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0][:64])])
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, str(alternatives[0].value)[:64])])
     now = datetime.now(UTC)
     certificate = (
         x509.CertificateBuilder()
@@ -72,7 +73,7 @@ def self_signed(names: Sequence[str], *, days: int, key_type: str = "ecdsa") -> 
         # A client whose clock is a little behind would refuse one that begins this second.
         .not_valid_before(now - timedelta(hours=1))
         .not_valid_after(now + timedelta(days=days))
-        .add_extension(x509.SubjectAlternativeName([_general_name(name) for name in names]), critical=False)
+        .add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .sign(key, hashes.SHA256())

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import ssl
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Final
@@ -42,14 +42,14 @@ PLAIN_ANSWERS: Final = {
 }
 
 _REASONS: Final = (
+    ("WRONG_VERSION_NUMBER", "not_tls"),
     ("NO_SHARED_CIPHER", "no_shared_cipher"),
     ("UNSUPPORTED_PROTOCOL", "protocol_version"),
     ("VERSION", "protocol_version"),
     ("UNKNOWN_CA", "unknown_certificate"),
     ("CERTIFICATE", "unknown_certificate"),
-    ("HTTP_REQUEST", "not_tls"),
-    ("WRONG_VERSION_NUMBER", "not_tls"),
 )
+"""Parts of OpenSSL's reasons and our words for them; the first that fits counts."""
 
 
 class HandshakeFailed(MailgateError):
@@ -83,6 +83,10 @@ def _new_context(profile: Profile, protocol: Protocol) -> ssl.SSLContext:
     return context
 
 
+Use = tuple[Profile, Protocol]
+"""What a context is for: a listener's profile and protocol."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Pair:
     """A certificate's file and its key's."""
@@ -101,15 +105,26 @@ class _Pair:
                 # OpenSSL would otherwise ask at the terminal of a server that has none.
                 raise TlsFilesError(f"{self.key.file}: the key is encrypted; set its password in the configuration")
             asked = True
-            return password.read().reveal()
+            try:
+                return password.read().reveal()
+            except KeyError as error:
+                raise TlsFilesError(f"{self.key.file}: its password's variable {error} is not set") from None
 
         try:
             context.load_cert_chain(self.certificate, self.key.file, password=clear)
         except ssl.SSLError as error:
-            reason = error.reason or "not a certificate and its key in PEM form"
+            wrong = ", or the wrong password" if asked else ""
+            reason = error.reason or f"not a certificate and its key in PEM form{wrong}"
             raise TlsFilesError(f"{self.certificate} and {self.key.file}: {reason}") from error
         except OSError as error:
             raise TlsFilesError(f"{error.filename or self.certificate}: {error.strerror or error}") from error
+
+    def kind(self) -> str:
+        """Return the type of the key."""
+        try:
+            return certificates.read(self.certificate).key.partition(" ")[0]
+        except (OSError, certificates.CertificateError) as error:
+            raise TlsFilesError(f"{self.certificate}: {error}") from error
 
     def stamps(self) -> tuple[object, ...]:
         """Return what changes when a file is replaced."""
@@ -130,29 +145,25 @@ class _Identity:
 
     names: tuple[str, ...]
     pairs: tuple[_Pair, ...]
-    contexts: dict[tuple[Profile, Protocol], ssl.SSLContext]
+    contexts: dict[Use, ssl.SSLContext] = field(default_factory=dict)
     stamps: tuple[object, ...] = ()
+    kinds: tuple[str, ...] = ()
 
-    def check(self) -> None:
-        """Raise TlsFilesError if a pair cannot be loaded."""
+    def load(self, uses: Iterable[Use]) -> None:
+        """Load the files into a context for each use, the one that is there where it can stay.
+
+        Raises TlsFilesError and changes nothing if they are bad.
+        """
         for pair in self.pairs:
             pair.load(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
-
-    def context(self, profile: Profile, protocol: Protocol) -> ssl.SSLContext:
-        """Return the context for a listener's profile and protocol."""
-        found = self.contexts.get((profile, protocol))
-        if found is None:
-            found = self.contexts[profile, protocol] = _new_context(profile, protocol)
-            for pair in self.pairs:
-                pair.load(found)
-        return found
-
-    def reload(self) -> None:
-        """Load the files again into every context; raises TlsFilesError and changes nothing if they are bad."""
-        self.check()
-        for context in self.contexts.values():
+        kinds = tuple(pair.kind() for pair in self.pairs)
+        # A context keeps one certificate for each type of key: a new type would leave the old one beside it.
+        kept = self.contexts if kinds == self.kinds else {}
+        contexts = {use: kept.get(use) or _new_context(*use) for use in uses}
+        for context in contexts.values():
             for pair in self.pairs:
                 pair.load(context)
+        self.contexts, self.kinds = contexts, kinds
 
 
 def _pairs(settings: KeyPair, alternate: KeyPair | None) -> tuple[_Pair, ...]:
@@ -163,14 +174,16 @@ def _pairs(settings: KeyPair, alternate: KeyPair | None) -> tuple[_Pair, ...]:
 
 
 class ServerTls:
-    """All certificates of a configuration; raises TlsFilesError if one cannot be used."""
+    """All certificates of a configuration, for the profiles and protocols of its listeners.
 
-    def __init__(self, settings: Tls) -> None:
+    Raises TlsFilesError if one cannot be used.
+    """
+
+    def __init__(self, settings: Tls, uses: Iterable[Use]) -> None:
         self.settings = settings
-        self._default = _Identity((), _pairs(settings, settings.alternate), {})
-        self._others = [
-            _Identity(tuple(name.lower() for name in one.names), _pairs(one, one.alternate), {}) for one in settings.sni
-        ]
+        self._uses = tuple(dict.fromkeys(uses))
+        self._default = _Identity((), _pairs(settings, settings.alternate))
+        self._others = [_Identity(one.names, _pairs(one, one.alternate)) for one in settings.sni]
         self._exact: dict[str, _Identity] = {}
         self._wildcard: dict[str, _Identity] = {}
         for identity in self._others:
@@ -178,8 +191,8 @@ class ServerTls:
                 table = self._wildcard if name.startswith("*.") else self._exact
                 table.setdefault(name.removeprefix("*"), identity)
         for identity in self._identities():
-            identity.check()
             identity.stamps = _stamps(identity)
+            identity.load(self._uses)
 
     def _identities(self) -> Iterator[_Identity]:
         yield self._default
@@ -204,7 +217,7 @@ class ServerTls:
         try:
             with trio.fail_after(timeout):
                 offered = await self._hello(stream, protocol)
-                context = self._for_name(offered.server_name).context(profile, protocol)
+                context = self._for_name(offered.server_name).contexts[profile, protocol]
                 info = await stream.start_tls(context, server_side=True)
         except trio.TooSlowError:
             raise HandshakeFailed("timeout") from None
@@ -222,9 +235,7 @@ class ServerTls:
             data = await stream.peek(hello.HELLO_LIMIT, more_than=seen)
             result = hello.read_client_hello(data)
             if isinstance(result, hello.NotTls):
-                answer = PLAIN_ANSWERS.get(result.kind)
-                if answer is not None:
-                    await stream.send_all(answer)
+                await _refuse(stream, data, PLAIN_ANSWERS.get(result.kind, b""))
                 raise HandshakeFailed("not_tls")
             if result is not None:
                 break
@@ -232,7 +243,7 @@ class ServerTls:
                 raise HandshakeFailed("closed")
             seen = len(data)
         if result.alpn is not None and protocol.encode() not in result.alpn:
-            await stream.send_all(hello.no_application_protocol_alert())
+            await _refuse(stream, data, hello.no_application_protocol_alert())
             raise HandshakeFailed("alpn")
         return result
 
@@ -246,7 +257,7 @@ class ServerTls:
             if stamps == identity.stamps:
                 continue
             try:
-                identity.reload()
+                identity.load(self._uses)
             except TlsFilesError as error:
                 problems.append(str(error))
             # A bad file is told of once and looked at again when it changes.
@@ -275,6 +286,12 @@ class ServerTls:
                 except (OSError, certificates.CertificateError):
                     continue
         return found
+
+
+async def _refuse(stream: SocketStream, seen: bytes, answer: bytes) -> None:
+    """Answer a client that is refused; what it sent is read, since unread bytes make a close destroy the answer."""
+    await stream.receive(memoryview(bytearray(len(seen))))
+    await stream.send_all(answer)
 
 
 def _stamps(identity: _Identity) -> tuple[object, ...]:
