@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import report
+from benchmarks import report, usage
 from benchmarks.client import Session, message
 from benchmarks.measure import FULL, QUICK, Bench, Figures, Sizes
 from benchmarks.ways import (
@@ -48,7 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sizes = dataclasses.replace(sizes, rounds=options.rounds)
     try:
         described = report.machine()
+        others = usage.Others()
         raw = measure(sizes)
+        foreign = others.share()
     except Missing as missing:
         print(f"error: {missing}", file=sys.stderr)
         return 1
@@ -57,12 +59,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         content = {
             "machine": described,
             "sizes": dataclasses.asdict(sizes),
+            "others": foreign,
             "figures": figures,
             "rounds": raw,
         }
         options.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     done = len(raw[MODES[0]][DIRECT])
-    print(report.markdown(described, sizes, figures, done))
+    print(report.markdown(described, sizes, figures, done, foreign))
     return 0
 
 

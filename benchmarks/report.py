@@ -53,12 +53,14 @@ def _version(program: str, option: str) -> str:
     return found[0] if found else "unknown"
 
 
-def markdown(described: dict[str, str], sizes: Sizes, figures: dict[str, dict[str, Figures]], rounds: int) -> str:
-    """Return the whole report: figures by mode, way and name."""
+def markdown(
+    described: dict[str, str], sizes: Sizes, figures: dict[str, dict[str, Figures]], rounds: int, others: float
+) -> str:
+    """Return the whole report: figures by mode, way and name; ``others`` is the share of CPU that was not ours."""
     what = (
         f"{_times(rounds, 'round')}; for each figure {sizes.logins} logins by {sizes.concurrency} clients, "
         f"{sizes.commands} NOOP, {sizes.fetches} FETCH and {sizes.appends} APPEND of {sizes.message / 1e6:.0f} MB, "
-        f"{sizes.sessions} idle sessions."
+        f"{sizes.sessions} idle sessions. Meanwhile other programs took {others:.0%} of the machine's CPU."
     )
     parts = [", ".join(f"{name} {value}" for name, value in described.items()) + ".", what]
     for mode, ways in figures.items():

@@ -59,3 +59,25 @@ def memory(root: int) -> int:
                 if line.startswith(("Pss_Anon:", "Pss_Shmem:")):
                     total += int(line.split()[1]) * 1024
     return total
+
+
+class Others:
+    """What share of the machine's CPU everybody else takes, from the beginning to when it is asked.
+
+    Programs started from here count as one's own once they have ended and were waited for.
+    """
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self._before = self._foreign()
+
+    def share(self) -> float:
+        """Return a number from 0 (the machine was ours) to 1."""
+        capacity = (time.monotonic() - self._began) * (os.cpu_count() or 1)
+        return min(1.0, max(0.0, (self._foreign() - self._before) / capacity))
+
+    @staticmethod
+    def _foreign() -> float:
+        """Return the seconds in which processors were busy, or withheld by the hypervisor, for others."""
+        user, nice, system, _, _, irq, softirq, steal = map(int, Path("/proc/stat").read_text().split()[1:9])
+        return (user + nice + system + irq + softirq + steal) * TICK - sum(os.times()[:4])

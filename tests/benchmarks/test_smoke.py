@@ -42,6 +42,7 @@ def test_a_quick_run_has_every_figure(tmp_path: Path) -> None:
     assert ran.returncode == 0, ran.stderr
     content = json.loads((tmp_path / "figures.json").read_text())
 
+    assert 0 <= content["others"] <= 1
     assert list(content["figures"]) == MODES
     for mode in MODES:
         figures = content["figures"][mode]

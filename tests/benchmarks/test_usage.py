@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
 
 from benchmarks import usage
 
@@ -34,3 +37,26 @@ def test_cpu_and_memory_of_a_living_child_count() -> None:
         assert usage.memory(program.pid) > usage.memory(family[1]) > 1_000_000
         program.stdin.write(b"\n")
         program.stdin.flush()
+
+
+def test_own_programs_are_not_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    def proc_stat(_: Path) -> str:
+        return f"cpu  {ticks} 20 30 99999 5 1 2 3 0 0\ncpu0 1 2 3"
+
+    ticks = 100
+    own = [10.0, 5.0, 2.0, 1.0, 0.0]
+    now = [1000.0]
+    monkeypatch.setattr(Path, "read_text", proc_stat)
+    monkeypatch.setattr(usage.os, "times", lambda: tuple(own))
+    monkeypatch.setattr(usage.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(usage.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(usage, "TICK", 0.01)
+    others = usage.Others()
+
+    now[0] += 10
+    ticks += 1000
+    own[0] += 1
+    own[2] += 4
+    assert others.share() == pytest.approx((10 - 5) / 20)
+    ticks -= 1100
+    assert others.share() == 0
