@@ -27,8 +27,6 @@ BURST: Final = 256 * 1024
 ROUNDS: Final = 8
 """Calls that may succeed at once before a stream lets the other tasks run."""
 
-_LOST: Final = (ConnectionError, TimeoutError)
-
 
 def burst_buffer() -> bytearray:
     """Return a new buffer of the size that a worker shares between its sessions."""
@@ -39,7 +37,8 @@ class ByteStream(Protocol):
     """One connection, as sessions and upstreams use it.
 
     Every call raises ``trio.BrokenResourceError`` when the connection was lost and
-    ``trio.ClosedResourceError`` after it was closed here.
+    ``trio.ClosedResourceError`` after it was closed here. A reset inside TLS may look like the end
+    to one who reads, since not every OpenSSL tells them apart.
     """
 
     tls: TlsInfo | None
@@ -66,11 +65,12 @@ class ByteStream(Protocol):
 class SocketStream:
     """A :class:`ByteStream` over a stdlib socket, which it makes non-blocking and owns."""
 
-    __slots__ = ("_quick_reads", "_quick_writes", "_sock", "tls")
+    __slots__ = ("_failed", "_quick_reads", "_quick_writes", "_sock", "tls")
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         self._sock: socket.socket | ssl.SSLSocket = sock
+        self._failed: Exception | None = None
         self._quick_reads = 0
         self._quick_writes = 0
         self.tls: TlsInfo | None = None
@@ -115,6 +115,8 @@ class SocketStream:
 
     def _read(self, buffer: memoryview) -> int | None:
         """Read what is there: ``None`` if nothing is yet, 0 at the end."""
+        if self._failed is not None:
+            raise self._failed
         sock = self._sock
         filled = 0
         room = len(buffer)
@@ -131,16 +133,13 @@ class SocketStream:
             return filled or None
         except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
             return filled
-        except ssl.SSLError as error:
-            if filled:
-                return filled
-            raise trio.BrokenResourceError(f"TLS: {error.reason or 'error'}") from error
-        except _LOST as error:
-            if filled:
-                return filled
-            raise trio.BrokenResourceError(str(error)) from error
         except OSError as error:
-            raise _closed_or_broken(error) from error
+            failed = _failure(error)
+            if filled:
+                # OpenSSL tells of an error once and of the end from then on.
+                self._failed = failed
+                return filled
+            raise failed from error
         return filled
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
@@ -169,12 +168,8 @@ class SocketStream:
             return self._sock.send(view)
         except (BlockingIOError, ssl.SSLWantWriteError):
             return 0
-        except ssl.SSLError as error:
-            raise trio.BrokenResourceError(f"TLS: {error.reason or 'error'}") from error
-        except _LOST as error:
-            raise trio.BrokenResourceError(str(error)) from error
         except OSError as error:
-            raise _closed_or_broken(error) from error
+            raise _failure(error) from error
 
     async def _wait_readable(self) -> None:
         await trio.lowlevel.wait_readable(self._fd())
@@ -193,19 +188,19 @@ class SocketStream:
 
         Only before TLS. At the end of the stream what there is is returned, however little.
         """
+        self._fd()
         while True:
-            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, more_than + 1)
             try:
+                self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, more_than + 1)
                 await self._wait_readable()
-                data = self._sock.recv(size, socket.MSG_PEEK)
+                return self._sock.recv(size, socket.MSG_PEEK)
             except BlockingIOError:
                 continue
-            except _LOST as error:
-                raise trio.BrokenResourceError(str(error)) from error
+            except OSError as error:
+                raise _failure(error) from error
             finally:
                 if self._sock.fileno() >= 0:
                     self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
-            return data
 
     async def start_tls(
         self, context: ssl.SSLContext, *, server_side: bool, server_hostname: str | None = None
@@ -272,7 +267,9 @@ class SocketStream:
             self._sock.close()
 
 
-def _closed_or_broken(error: OSError) -> Exception:
+def _failure(error: OSError) -> Exception:
+    if isinstance(error, ssl.SSLError):
+        return trio.BrokenResourceError(f"TLS: {error.reason or 'error'}")
     if error.errno in (errno.EBADF, errno.ENOTSOCK):
         return trio.ClosedResourceError("this connection was closed")
     return trio.BrokenResourceError(str(error))
