@@ -44,6 +44,9 @@ little enough that what a client sends behind its login stays in the socket unti
 OFFERED_MECHANISMS: Final = (Mechanism.PLAIN, Mechanism.LOGIN, Mechanism.XOAUTH2, Mechanism.OAUTHBEARER)
 """What a client may sign in with; EXTERNAL would need a certificate verified on the client's leg."""
 
+HIDDEN: Final = b"<hidden>"
+"""What traces show in the place of secrets."""
+
 _BEARER_FAILURE: Final = {
     # RFC 7628 §3.2.2, and the form in which XOAUTH2's inventor answers.
     Mechanism.OAUTHBEARER: b'{"status":"invalid_token"}',
@@ -194,10 +197,13 @@ class Dialogue(abc.ABC):
             or (known and all(f"AUTH={mechanism}" in capabilities for capabilities in known))
         )
 
-    async def send(self, data: bytes) -> None:
-        """Send to the client; raises SessionOver when it has gone."""
+    async def send(self, data: bytes, shown: bytes | None = None) -> None:
+        """Send to the client; raises SessionOver when it has gone.
+
+        A trace sees ``shown`` in the place of what repeats bytes of the client's that may be secret.
+        """
         if self.trace is not None:
-            self.trace.upstream(data)
+            self.trace.upstream(data if shown is None else shown)
         try:
             await self.connection.stream.send_all(data)
         except trio.BrokenResourceError:
@@ -221,6 +227,14 @@ class Dialogue(abc.ABC):
         if self.trace is not None:
             self.trace.client(said)
 
+    def note_hidden(self) -> None:
+        """Show a trace that the client said something that must not be shown.
+
+        That is every answer of a SASL exchange, and every line that is no known command: a client
+        whose AUTHENTICATE was refused may still send the response that it had ready.
+        """
+        self.note(HIDDEN + b"\r\n")
+
     async def refuse(self, refusal: Refusal) -> None:
         """Answer a login that did not succeed; raises SessionOver when the connection ends with it."""
         if self._mechanism in BEARER_MECHANISMS and refusal.reason in answers.COUNTED_REASONS:
@@ -241,7 +255,7 @@ class Dialogue(abc.ABC):
     async def _sasl_line(self) -> SaslLine | BadCommand:
         while (line := self._next_line()) is None:
             await self.fill()
-        self.note(b"<hidden>\r\n")
+        self.note_hidden()
         return line
 
     async def exchange(self, mechanism: Mechanism, initial: bytes | None) -> sasl.Credentials:

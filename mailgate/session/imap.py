@@ -11,7 +11,7 @@ from typing import Final
 
 from mailgate.model import Login, Mechanism, Protocol, Refusal, Secret, Side, Verdict
 from mailgate.policy import access, answers
-from mailgate.session.dialogue import Dialogue, SessionOver, SignedIn
+from mailgate.session.dialogue import HIDDEN, Dialogue, SessionOver, SignedIn
 from mailgate.wire import sasl
 from mailgate.wire.imap import BadCommand, Command, CommandReceiver, LiteralAnnounced, SaslLine
 from mailgate.wire.relay_imap import ImapRelay
@@ -65,12 +65,14 @@ class ImapDialogue(Dialogue):
                 await self._bad(item)
             else:
                 self._tag = item.tag
+                handler = _COMMANDS.get(item.name)
+                if handler is None and item.name not in access.KNOWN_VERBS[Protocol.IMAP]:
+                    await self._not_understood(item.tag, "Unknown command")
+                    continue
                 secret = item.name in _SECRET_COMMANDS
                 self.note(b"%b %b\r\n" % (item.tag, item.name.encode()) if secret else item.raw)
-                handler = _COMMANDS.get(item.name)
                 if handler is None:
-                    known = item.name in access.KNOWN_VERBS[Protocol.IMAP]
-                    await self._say_bad(_AUTHENTICATED_ONLY if known else "Unknown command")
+                    await self._say_bad(_AUTHENTICATED_ONLY)
                 elif (login := await handler(self, item)) is not None:
                     return login
 
@@ -81,7 +83,13 @@ class ImapDialogue(Dialogue):
         if bad.fatal:
             await self.send(f"* BYE {bad.text}\r\n".encode("ascii"))
             raise SessionOver(Side.CLIENT, "protocol")
-        await self.send(b"%b BAD %b\r\n" % (bad.tag or b"*", bad.text.encode("ascii")))
+        await self._not_understood(bad.tag or b"*", bad.text)
+
+    async def _not_understood(self, tag: bytes, text: str) -> None:
+        """Answer what is no command; its tag may be anything, even a password, and stays out of traces."""
+        answer = f"BAD {text}\r\n".encode("ascii")
+        self.note_hidden()
+        await self.send(b"%b %b" % (tag, answer), shown=b"%b %b" % (HIDDEN, answer))
         await self.count_bad()
 
     async def _say(self, status: str, text: str) -> None:

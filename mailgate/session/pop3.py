@@ -59,15 +59,19 @@ class Pop3Dialogue(Dialogue):
             elif isinstance(item, BadCommand):
                 await self._bad(item)
             else:
-                self.note(item.verb.encode() + b"\r\n" if item.verb in _SECRET_COMMANDS else item.raw)
                 handler = _COMMANDS.get(item.verb)
+                if handler is None and item.verb not in access.KNOWN_VERBS[Protocol.POP3]:
+                    self.note_hidden()
+                    await self._say_bad("Unknown command")
+                    continue
+                self.note(item.verb.encode() + b"\r\n" if item.verb in _SECRET_COMMANDS else item.raw)
                 if handler is None:
-                    known = item.verb in access.KNOWN_VERBS[Protocol.POP3]
-                    await self._say_bad("Log in first" if known else "Unknown command")
+                    await self._say_bad("Log in first")
                 elif (login := await handler(self, item)) is not None:
                     return login
 
     async def _bad(self, bad: BadCommand) -> None:
+        self.note_hidden()
         text = "This is a POP3 server" if bad.foreign else bad.text
         await self.send(f"-ERR {text}\r\n".encode("ascii"))
         if bad.foreign or bad.fatal:

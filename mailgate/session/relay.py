@@ -128,7 +128,7 @@ class Relay:
         self._told_out = session.bytes_out
         self._resume: trio.Event | None = None
         self._progress: trio.Event | None = None
-        self._client_gone = False
+        self._client_deaf = False
         self._sending = False
         self._turns = trio.lowlevel.ParkingLot()
 
@@ -173,15 +173,15 @@ class Relay:
                 self._nursery = nursery
                 nursery.start_soon(self._pump_client, early_client)
                 await self._pump_upstream(early_upstream)
+            end = self._end or End(Side.PROXY, "internal")
+            if self._core.logged_out and end.side is not Side.PROXY:
+                end = End(Side.CLIENT, "logged_out")
+            if end.side is Side.PROXY and self._core.at_boundary and not self._sending:
+                await self._say(self._farewell(end.reason))
+            return end
         finally:
             self._watch.remove(self)
             self._tell_bytes()
-        end = self._end or End(Side.PROXY, "internal")
-        if self._core.logged_out and end.side is not Side.PROXY:
-            end = End(Side.CLIENT, "logged_out")
-        if end.side is Side.PROXY and self._core.at_boundary and not self._sending and not self._client_gone:
-            await self._say(self._farewell(end.reason))
-        return end
 
     # ---------------------------------------------------------------- the two pumps
 
@@ -276,7 +276,7 @@ class Relay:
 
     async def _to_client(self, out: Buffer) -> None:
         """Send in the order of the calls, whichever pump makes them."""
-        if self._client_gone:
+        if self._client_deaf:
             # Commands in flight are still awaited; what they answer has no reader any more.
             return
         if self._trace is not None:
@@ -291,6 +291,7 @@ class Relay:
             self._session.bytes_out += len(out)
             self._active = trio.current_time()
         except trio.BrokenResourceError:
+            self._client_deaf = True
             self._client_left("reset")
         if self._turns:
             self._turns.unpark()
@@ -298,14 +299,14 @@ class Relay:
             self._sending = False
 
     def _client_left(self, reason: str) -> None:
-        """Await the commands in flight for a short while, then end."""
-        if self._client_gone:
-            return
-        self._client_gone = True
+        """Await the commands in flight for a short while, then end.
+
+        A client that says no more may still listen, and is sent the answers until a send fails.
+        """
         if self._end is None:
             self._end = End(Side.CLIENT, reason)
-        if self._nursery is not None:
-            self._nursery.start_soon(self._await_commands)
+            if self._nursery is not None:
+                self._nursery.start_soon(self._await_commands)
 
     async def _await_commands(self) -> None:
         with trio.move_on_after(self._linger):
@@ -317,6 +318,8 @@ class Relay:
     async def _say(self, line: bytes) -> None:
         if not line:
             return
+        if self._trace is not None:
+            self._trace.upstream(line)
         with trio.move_on_after(FAREWELL_SECONDS, shield=True):
             try:
                 await self._client.send_all(line)

@@ -112,13 +112,16 @@ class Stage:
         self.client = Side("client", far)
         self.upstream: Side | None = None
         self.events: list[Event] = []
+        self.relayed: list[BytesRelayed] = []
         self.logins: list[str] = []
         self.login_seen = trio.Event()
         self.played: list[str] = []
 
     def emit(self, event: Event) -> None:
         """Collect an event; stands behind the session as its observer."""
-        if not isinstance(event, BytesRelayed | SessionOpened):
+        if isinstance(event, BytesRelayed):
+            self.relayed.append(event)
+        elif not isinstance(event, SessionOpened):
             self.events.append(event)
 
     def open_upstream(self, user: bytes, mechanism: str) -> TrioStream:
