@@ -6,6 +6,7 @@ import itertools
 import json
 import socket
 import ssl
+import tempfile
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -115,9 +116,11 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def server(authority: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dovecot]:
-    folder = tmp_path_factory.mktemp("dovecot")
-    with dovecot(needed("dovecot"), folder, authority, authority.with_name("key.pem")) as running:
+def server(authority: Path) -> Iterator[Dovecot]:
+    with (
+        tempfile.TemporaryDirectory(prefix="mailgate-dovecot-") as folder,
+        dovecot(needed("dovecot"), Path(folder), authority, authority.with_name("key.pem")) as running,
+    ):
         # Dovecot looks at the file of users once in a second, so all of them are there from the start.
         for number in range(USERS):
             running.add_user(f"user{number}", secrets.canary())

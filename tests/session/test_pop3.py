@@ -533,6 +533,10 @@ async def test_commands_behind_a_failed_login_never_reach_an_upstream(autojump_c
     ("script", "said"),
     [
         ("C: USER alice\nS: +OK Send the password\nC: PASS secret", [b"USER alice\r\n", b"PASS\r\n"]),
+        (
+            "C: secret\nS: -ERR <*>\nC: secret word\nS: -ERR <*>\nC: USER alice\nS: +OK <*>\nC: PASS secret",
+            [b"<hidden>\r\n", b"<hidden>\r\n", b"USER alice\r\n", b"PASS\r\n"],
+        ),
         (f"C: AUTH PLAIN {PLAIN}", [b"AUTH\r\n"]),
         (f"C: AUTH PLAIN\nS: +\\x20\nC: {PLAIN}", [b"AUTH\r\n", b"<hidden>\r\n"]),
         (

@@ -26,6 +26,7 @@ def spellings(secret: str) -> dict[str, bytes]:
         "raw": raw,
         "latin-1": secret.encode("latin-1", "replace"),
         "URL": urllib.parse.quote(secret, safe="").encode("ascii"),
+        "URL with slashes": urllib.parse.quote(secret).encode("ascii"),
         "form": urllib.parse.quote_plus(secret).encode("ascii"),
         "JSON": json.dumps(secret)[1:-1].encode("ascii"),
         "JSON, not ASCII": json.dumps(secret, ensure_ascii=False)[1:-1].encode("utf-8"),
