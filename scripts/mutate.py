@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import gc
 import importlib.abc
 import importlib.machinery
 import importlib.util
@@ -52,7 +53,10 @@ COMPARISONS: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.NotIn: ast.In,
 }
 DELETABLE = (ast.Expr, ast.Assign, ast.AugAssign, ast.AnnAssign, ast.Raise, ast.Return, ast.Delete, ast.Continue)
+BLOCKS = {"body", "orelse", "finalbody"}
 GIGABYTE = 1 << 30
+NO_MUTANT = 71
+"""A child's exit code when the change cannot even be compiled, which no test should be praised for."""
 
 
 @dataclass
@@ -131,7 +135,8 @@ def _changes(parent: ast.AST, field: str, node: ast.AST, *, inside: bool) -> Ite
         for value in (True, False):
             if not (value and isinstance(parent, ast.While)) and not isinstance(node, ast.Constant):
                 yield f"{_text(node)} -> {value}", ast.Constant(value)
-    if inside and isinstance(node, DELETABLE) and field in {"body", "orelse", "finalbody"}:
+    last = isinstance(parent, ast.FunctionDef) and node is parent.body[-1]
+    if inside and isinstance(node, DELETABLE) and field in BLOCKS and not (last and _text(node) == "return None"):
         yield f"{_text(node)} -> deleted", ast.Pass()
 
 
@@ -176,11 +181,11 @@ def _text(node: ast.AST) -> str:
 
 
 class _Importer(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Lets one module be imported from a tree in memory."""
+    """Lets one module be imported from a tree in memory; raises what the compiler has against the tree."""
 
     def __init__(self, name: str, tree: ast.Module) -> None:
         self._name = name
-        self._tree = tree
+        self._code = compile(ast.fix_missing_locations(tree), f"<changed {name}>", "exec")
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -190,8 +195,7 @@ class _Importer(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         """Run the changed tree."""
-        code = compile(ast.fix_missing_locations(self._tree), f"<changed {self._name}>", "exec")
-        exec(code, module.__dict__)  # noqa: S102
+        exec(self._code, module.__dict__)  # noqa: S102
 
 
 class _Settings:
@@ -228,11 +232,17 @@ def _run_tests(finder: _Finder, mutant: Mutant | None, cpu_seconds: int) -> int:
     silence = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(silence, descriptor)
+    gc.disable()
     if mutant is not None:
         mutant.apply()
-    sys.meta_path.insert(0, _Importer(f"{PACKAGE}.{finder.module}", finder.tree))
+    try:
+        sys.meta_path.insert(0, _Importer(f"{PACKAGE}.{finder.module}", finder.tree))
+    except (SyntaxError, ValueError, TypeError):
+        return NO_MUTANT
     plugins = ["-p", "_hypothesis_pytestplugin", "-p", "pytest_trio.plugin", "-p", "no:cacheprovider"]
-    return pytest.main(["-x", "-q", "--tb=no", *plugins, *_tests_of(finder.module)], plugins=[_Settings()])
+    return pytest.main(
+        ["-x", "-q", "--tb=no", "--assert=plain", *plugins, *_tests_of(finder.module)], plugins=[_Settings()]
+    )
 
 
 def _fork(finder: _Finder, mutant: Mutant | None, cpu_seconds: int) -> int:
@@ -270,6 +280,8 @@ def _survivors(finder: _Finder, mutants: Sequence[Mutant], workers: int) -> list
             running[_fork(finder, mutant, limit)] = mutant
         child, status = os.waitpid(-1, 0)
         mutant = running.pop(child)
+        if os.WIFEXITED(status) and os.WEXITSTATUS(status) == NO_MUTANT:
+            sys.exit(f"{mutant.module}.py:{mutant.line}: not compilable: {mutant.change}")
         if status == 0:
             survived.append(mutant)
     return sorted(survived, key=lambda one: one.line)
@@ -312,6 +324,8 @@ def main() -> int:
         "mailgate.errors",
     ):
         importlib.import_module(name)
+    gc.collect()
+    gc.freeze()
     if any(name.startswith(f"{PACKAGE}.") for name in sys.modules):
         sys.exit(f"{PACKAGE} was imported too early")
 

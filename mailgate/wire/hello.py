@@ -87,7 +87,7 @@ def read_client_hello(data: bytes) -> ClientHello | NotTls | None:
     reader = _Reader(data)
     try:
         # A ClientHello may be spread over several records.
-        while len(message) < 4 or len(message) < 4 + int.from_bytes(message[1:4], "big"):
+        while len(message) < 4 + int.from_bytes(message[1:4], "big"):
             if reader.number(1) != _HANDSHAKE:
                 return NotTls("unknown")
             reader.take(2)

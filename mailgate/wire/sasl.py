@@ -8,7 +8,6 @@ come, because the next protocol may be one that ends its lines with them.
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -17,8 +16,9 @@ from typing import Final
 from mailgate.errors import RemoteProtocolError
 from mailgate.model import Mechanism, Secret
 
+# Python's own decoder takes too many signs of padding, even when it validates.
+_BASE64 = re.compile(rb"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?\Z")
 _CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
-_BASE64 = re.compile(rb"[A-Za-z0-9+/]*={0,2}\Z")
 
 
 class SaslError(RemoteProtocolError):
@@ -66,10 +66,7 @@ def encode(data: bytes) -> bytes:
 def _decode(line: bytes) -> bytes:
     if not _BASE64.match(line):
         raise SaslError("invalid_base64")
-    try:
-        return base64.b64decode(line, validate=True)
-    except binascii.Error:
-        raise SaslError("invalid_base64") from None
+    return base64.b64decode(line)
 
 
 def decode_initial(argument: bytes) -> bytes:
@@ -152,7 +149,7 @@ def _xoauth2() -> Steps:
     fields = response.split(b"\x01")
     if not response.endswith(b"\x01\x01") or not fields[0].startswith(b"user="):
         raise SaslError("invalid_credentials")
-    return _checked(fields[0][len(b"user=") :], b"", _token(fields[1:]))
+    return _checked(fields[0][len(b"user=") :], b"", _token(fields))
 
 
 def _oauthbearer() -> Steps:
