@@ -198,18 +198,22 @@ async def open_door(gateway: Gateway, protocol: str, client: str, *, log_in: boo
     """Return a connection, inside TLS where the port needs it, logged in where asked."""
     tcp = await trio.open_tcp_stream("127.0.0.1", gateway.port(protocol, client))
     stream: trio.abc.Stream = tcp
-    if client == "starttls" and log_in:
-        await _until(stream, b"\r\n")
-        await stream.send_all(b"s STARTTLS\r\n" if protocol == "imap" else b"STLS\r\n")
-        await _until(stream, b"\r\n")
-    if client == "implicit" or (client == "starttls" and log_in):
-        stream = trio.SSLStream(tcp, gateway.context, server_hostname="localhost", https_compatible=True)
-    if client != "starttls" or not log_in:
-        await _until(stream, b"\r\n")
-    if log_in:
-        await stream.send_all(b"l LOGIN a b\r\n" if protocol == "imap" else b"USER a\r\nPASS b\r\n")
-        # The noisy upstream spoils some of the logins.
-        await _until(stream, b"l OK", b"l NO", b"Logged in", b"-ERR")
+    try:
+        if client == "starttls" and log_in:
+            await _until(stream, b"\r\n")
+            await stream.send_all(b"s STARTTLS\r\n" if protocol == "imap" else b"STLS\r\n")
+            await _until(stream, b"\r\n")
+        if client == "implicit" or (client == "starttls" and log_in):
+            stream = trio.SSLStream(tcp, gateway.context, server_hostname="localhost", https_compatible=True)
+        if client != "starttls" or not log_in:
+            await _until(stream, b"\r\n")
+        if log_in:
+            await stream.send_all(b"l LOGIN a b\r\n" if protocol == "imap" else b"USER a\r\nPASS b\r\n")
+            # The noisy upstream spoils some of the logins.
+            await _until(stream, b"l OK", b"l NO", b"Logged in", b"-ERR")
+    except BaseException:
+        await trio.aclose_forcefully(tcp)
+        raise
     return stream
 
 
