@@ -264,13 +264,13 @@ class Relay:
         out = _joined(core.to_client) if core.to_client else b""
         if core.finished:
             self._tell_finished()
-            if self._progress is not None:
-                self._progress.set()
         if self._resume is not None and not core.blocked:
             self._resume.set()
             self._resume = None
         if out:
             await self._to_client(out)
+        if self._progress is not None:
+            self._progress.set()
 
     # ---------------------------------------------------------------- sending to the client
 
@@ -310,7 +310,7 @@ class Relay:
 
     async def _await_commands(self) -> None:
         with trio.move_on_after(self._linger):
-            while self._core.awaited:
+            while self._core.awaited or self._sending:
                 self._progress = trio.Event()
                 await self._progress.wait()
         self.end(Side.CLIENT, "closed")

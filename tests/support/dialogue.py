@@ -9,11 +9,14 @@ Each line of a script is one step::
     G: a NOOP            the upstream gets this line
     events: SessionEstablished CommandFinished(NOOP ok)
     close: client        the client's end (or the upstream's) goes away
+    half-close: client   the client says no more but still listens
+    reset: client        the client's connection (or the upstream's) is lost
+    deaf: client         what is sent to the client (or the upstream) is answered with a reset
     closed: client       the client (or the upstream) sees the end
     silent: client       the client (or the upstream) is told nothing by now
     wait: 60             seconds pass
 
-A line that ends in ``\\`` is sent without CRLF; ``\\r \\n \\0 \\xNN`` are read as escapes. In an expected
+A line that ends in ``\\`` is sent, or expected, without CRLF; ``\\r \\n \\0 \\xNN`` are read as escapes. In an expected
 line ``<*>`` stands for anything. A mismatch shows what was played so far, what was expected and what
 came; bytes that nobody asked for at the end of a script are a failure too.
 """
@@ -87,13 +90,24 @@ class Side:
     async def line(self) -> bytes:
         """Return the next line that arrived here, without CRLF."""
         while b"\n" not in self.unread:
-            data = await self.stream.receive_some()
-            if not data:
-                raise Mismatch(f"{self.name}: the end came, with {bytes(self.unread)!r} before it")
-            self.unread += data
+            await self._receive()
         line, _, rest = bytes(self.unread).partition(b"\n")
         self.unread[:] = rest
         return line.removesuffix(b"\r")
+
+    async def take(self, size: int) -> bytes:
+        """Return the next ``size`` bytes that arrived here."""
+        while len(self.unread) < size:
+            await self._receive()
+        taken = bytes(self.unread[:size])
+        del self.unread[:size]
+        return taken
+
+    async def _receive(self) -> None:
+        data = await self.stream.receive_some()
+        if not data:
+            raise Mismatch(f"{self.name}: the end came, with {bytes(self.unread)!r} before it")
+        self.unread += data
 
     async def end(self) -> None:
         """Wait for the end, before which nothing may come."""
@@ -103,12 +117,46 @@ class Side:
             raise Mismatch(f"{self.name}: unexpected {bytes(self.unread)!r} before the end")
 
 
+class Wire(TrioStream):
+    """The session's end of a stream, which a script can break."""
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        super().__init__(stream)
+        self.deaf = False
+        self.closed = False
+        self._lost = False
+        self._receiving: trio.CancelScope | None = None
+
+    def reset(self) -> None:
+        """Lose the connection, also for a task that waits for it at the moment."""
+        self._lost = self.deaf = True
+        if self._receiving is not None:
+            self._receiving.cancel()
+
+    async def receive(self, buffer: memoryview) -> int:
+        if not self._lost:
+            with trio.CancelScope() as self._receiving:
+                return await super().receive(buffer)
+        raise trio.BrokenResourceError("reset by the test")
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        if self.deaf:
+            await trio.lowlevel.checkpoint()
+            raise trio.BrokenResourceError("reset by the test")
+        await super().send_all(data)
+
+    async def aclose(self) -> None:
+        self.closed = True
+        await super().aclose()
+
+
 class Stage:
     """Both far ends, the events, and the upstream that the gateway opens."""
 
     def __init__(self) -> None:
         near, far = trio.testing.memory_stream_pair()
-        self.near_client = TrioStream(near)
+        self.near_client = Wire(near)
+        self.near_upstream: Wire | None = None
         self.client = Side("client", far)
         self.upstream: Side | None = None
         self.events: list[Event] = []
@@ -124,13 +172,14 @@ class Stage:
         elif not isinstance(event, SessionOpened):
             self.events.append(event)
 
-    def open_upstream(self, user: bytes, mechanism: str) -> TrioStream:
+    def open_upstream(self, user: bytes, mechanism: str) -> Wire:
         """Make the upstream's stream pair and return the gateway's end of it."""
         near, far = trio.testing.memory_stream_pair()
         self.upstream = Side("upstream", far)
         self.logins.append(f"{user.decode('utf-8', 'backslashreplace')} {mechanism}")
         self.login_seen.set()
-        return TrioStream(near)
+        self.near_upstream = Wire(near)
+        return self.near_upstream
 
     async def play(self, script: str) -> None:
         """Play a script's steps in order."""
@@ -154,6 +203,9 @@ class Stage:
             "login": self._login,
             "events": self._events,
             "close": self._close,
+            "half-close": self._half_close,
+            "reset": self._reset,
+            "deaf": self._deaf,
             "closed": self._closed,
             "silent": self._silent,
             "wait": self._wait,
@@ -174,8 +226,10 @@ class Stage:
 
     async def _hear(self, side: Side, text: str) -> None:
         expected = unescape(text)
+        if text.endswith("\\"):
+            expected = unescape(text.removesuffix("\\"))
         try:
-            line = await side.line()
+            line = await (side.take(len(expected)) if text.endswith("\\") else side.line())
         except Mismatch as mismatch:
             raise Mismatch("\n".join([*self.played, f"expected {expected!r}", str(mismatch)])) from None
         if not re.fullmatch(b".*".join(re.escape(part) for part in expected.split(b"<*>")), line, re.DOTALL):
@@ -211,6 +265,21 @@ class Stage:
     async def _close(self, text: str) -> None:
         side = self.client if text == "client" else self._up
         await side.stream.aclose()
+
+    async def _half_close(self, text: str) -> None:
+        await (self.client if text == "client" else self._up).stream.send_eof()
+
+    async def _reset(self, text: str) -> None:
+        self._near(text).reset()
+
+    async def _deaf(self, text: str) -> None:
+        self._near(text).deaf = True
+
+    def _near(self, name: str) -> Wire:
+        near = self.near_client if name == "client" else self.near_upstream
+        if near is None:
+            raise Mismatch("\n".join([*self.played, "no upstream was opened"]))
+        return near
 
     async def _closed(self, text: str) -> None:
         await (self.client if text == "client" else self._up).end()
