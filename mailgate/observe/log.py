@@ -39,6 +39,9 @@ def redact(logger: WrappedLogger, method: str, entry: EventDict) -> EventDict:
             entry[key] = "Secret(…)"
         elif isinstance(value, bytes):
             entry[key] = shown(value)
+        elif isinstance(value, str) and not value.isprintable():
+            # What an upstream said may be in a text; it must not move a terminal's cursor or begin a line.
+            entry[key] = value.encode("unicode_escape").decode("ascii")
     return entry
 
 

@@ -34,7 +34,10 @@ TRACES: Final = 16
 LONGEST: Final = 24 * 3600.0
 """Seconds that a trace may run."""
 
-_SECRET = re.compile(rb"([^ \r\n]+ +(?:LOGIN|AUTHENTICATE)|PASS|AUTH|APOP)(?=[ \r\n])", re.IGNORECASE)
+# Wider than the grammars, because what is malformed may hold a password too.
+_SECRET = re.compile(
+    rb"([ \t]*(?:[^ \t\r\n]+[ \t]+)?(?:LOGIN|AUTHENTICATE|PASS|AUTH|APOP))(?=[ \t\r\n])", re.IGNORECASE
+)
 _LITERAL = re.compile(rb"\{([0-9]{1,19})\+?\}\r?\n\Z")
 _HUMAN = re.compile(rb"\+|[^ +\r\n]+ (?:OK|NO|BAD|BYE|PREAUTH)(?=[ \r\n])", re.IGNORECASE)
 
@@ -103,11 +106,13 @@ class _Pop3:
         self._asked: deque[bool] = deque()
         self._client_line = b""
         self._server_line = b""
+        self._cut = 0
         self._hidden: int | None = None
 
     def client(self, data: bytes) -> None:
         lines = (self._client_line + data).split(b"\n")
-        self._client_line = lines.pop()[-LINE_LIMIT:]
+        # Of an overlong line the beginning is kept, since it tells whether the rest is secret.
+        self._client_line = lines.pop()[:LINE_LIMIT]
         for line in lines:
             match = _SECRET.match(line + b"\n")
             self._client(match[1] + b" <hidden>" if match else line.rstrip(b"\r")[:LINE_LIMIT])
@@ -115,12 +120,13 @@ class _Pop3:
 
     def server(self, data: bytes) -> None:
         lines = (self._server_line + data).split(b"\n")
-        self._server_line = lines.pop()[-LINE_LIMIT:]
+        rest = lines.pop()
         for line in lines:
             text = line.rstrip(b"\r")[:LINE_LIMIT]
             if self._hidden is not None:
                 if text != b".":
-                    self._hidden += len(line) + 1
+                    self._hidden += self._cut + len(line) + 1
+                    self._cut = 0
                     if self._bodies:
                         self._server(text)
                     continue
@@ -133,6 +139,9 @@ class _Pop3:
             if first and self._asked and self._asked.popleft() and text[:1] == b"+":
                 self._hidden = 0
             self._server(text)
+            self._cut = 0
+        self._server_line = rest[:LINE_LIMIT]
+        self._cut += len(rest) - len(self._server_line)
 
 
 @dataclass(slots=True)

@@ -87,7 +87,7 @@ async def _body(request: Request) -> dict[str, object]:
             raise HTTPException(413, "the request is too large")
     try:
         asked = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise HTTPException(400, "the request holds no JSON") from error
     if not isinstance(asked, dict):
         raise HTTPException(400, "the request is no JSON object")
@@ -96,6 +96,6 @@ async def _body(request: Request) -> dict[str, object]:
 
 def _text(asked: dict[str, object], key: str) -> str | None:
     value = asked.get(key)
-    if value is None or isinstance(value, str):
+    if value is None or (isinstance(value, str) and value.isprintable()):
         return value
-    raise HTTPException(400, f"{key} is a text")
+    raise HTTPException(400, f"{key} is a text without control characters")
