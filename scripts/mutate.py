@@ -37,7 +37,30 @@ MORE_TESTS = {
 }
 """Modules whose own tests are not all that tests them."""
 
-ALLOWED: dict[tuple[str, str, str], str] = {}
+ALLOWED = {
+    ("framing", "if self.skip_line(0) is None:", "0 -> -1"): "both keep nothing",
+    (
+        "imap",
+        "if self._bad is None and len(self._buffer) < self._left:",
+        "len(self._buffer) < self._left -> len(self._buffer) <= self._left",
+    ): "a line follows a literal, so that one byte more must come in any case",
+    (
+        "imap_response",
+        "if len(self._buffer) < self._left:",
+        "len(self._buffer) < self._left -> len(self._buffer) <= self._left",
+    ): "a line follows a literal, so that one byte more must come in any case",
+    ("imap", 'self._parts.append(b"")', "b'' -> b'x'"): "only that there is a part counts, it is dropped unread",
+    (
+        "imap_response",
+        'return words is not None and (words[2] or b"").decode("latin-1").upper() in STATUSES',
+        "b'' -> b'x'",
+    ): "neither is a status",
+    (
+        "sasl",
+        "super().__init__(reason)",
+        "super().__init__(reason) -> deleted",
+    ): "exceptions keep their arguments anyway",
+}
 """Changes that change nothing, with the reason: (module, the source line, the change)."""
 
 COMPARISONS: dict[type[ast.cmpop], type[ast.cmpop]] = {
@@ -165,7 +188,8 @@ def _replacements(parent: ast.AST, field: str, node: ast.AST) -> Iterator[ast.AS
             yield ast.Constant("x" + value)
         case ast.Constant(value=bytes() as value):
             yield ast.Constant(b"x" + value)
-        case ast.Return(value=ast.expr() as value) if not (isinstance(value, ast.Constant) and value.value is None):
+        # None and False are the same to every question that is asked of them.
+        case ast.Return(value=ast.expr() as value) if _text(value) not in {"None", "False"}:
             yield ast.Return(ast.Constant(None))
         case ast.Continue():
             yield ast.Break()

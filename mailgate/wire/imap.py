@@ -23,7 +23,7 @@ Argument: TypeAlias = "bytes | tuple[Argument, ...] | None"
 
 _ATOM: Final = rb"[!#$&'+,\-./0-9:;<=>?@A-Z\[\]^_`a-z|}~]+"
 _TAG = re.compile(rb"[!#$&',\-./0-9:;<=>?@A-Z\[\]^_`a-z|}~]+\Z")
-_LINE_TAG = re.compile(rb"([!#$&',\-./0-9:;<=>?@A-Z\[\]^_`a-z|}~]+)(?=[ \r\n])")
+_LINE_TAG = re.compile(rb"[!#$&',\-./0-9:;<=>?@A-Z\[\]^_`a-z|}~]+(?=[ \r\n])")
 _HEAD = re.compile(rb"([!#$&',\-./0-9:;<=>?@A-Z\[\]^_`a-z|}~]+) ([A-Za-z][A-Za-z0-9._\-]*)")
 _TOKEN = re.compile(rb"(?P<atom>" + _ATOM + rb')|"(?P<quoted>(?:[^"\\\r\n\0]|\\["\\])*)"|(?P<mark>[ ()])')
 _ESCAPE = re.compile(rb"\\(.)")
@@ -205,14 +205,13 @@ class CommandReceiver:
 
     def _take_literal(self) -> bool:
         """Take the literal under way; return whether it is complete."""
-        if self._bad is not None:
-            self._left -= len(self._buffer.take(self._left))
-            return self._left == 0
-        if len(self._buffer) < self._left:
+        if self._bad is None and len(self._buffer) < self._left:
             return False
-        self._keep(self._buffer.take(self._left))
-        self._left = 0
-        return True
+        piece = self._buffer.take(self._left)
+        self._left -= len(piece)
+        if self._bad is None:
+            self._keep(piece)
+        return self._left == 0
 
     def _keep(self, part: bytes) -> None:
         self._parts.append(part)
@@ -268,16 +267,12 @@ class CommandReceiver:
             return self._reject(line, "Expected a tag and a command", None)
         if len(match[2]) > _DIGITS or int(match[2]) > self._limits.literal:
             return self._reject(line, "Literal too large", tag)
-        if len(self._parts) >= 2 * self._limits.literals:
+        if len(self._parts) // 2 >= self._limits.literals:
             return self._reject(line, "Too many literals", tag)
         self._left = int(match[2])
-        if match[3]:
-            if self._left == 0:
-                self._keep(b"")
-            return None
         if self._left == 0:
             self._keep(b"")
-        return LiteralAnnounced(tag, int(match[2]))
+        return None if match[3] else LiteralAnnounced(tag, self._left)
 
     def _reject(self, line: bytes, text: str, tag: bytes | None) -> BadCommand | None:
         """Refuse a command at its literal; the answer comes when what the client has sent of it is skipped."""
@@ -300,15 +295,15 @@ class CommandReceiver:
 
 def _tag_of(line: bytes) -> bytes | None:
     match = _LINE_TAG.match(line)
-    return match[1] if match else None
+    return match[0] if match else None
 
 
 def _parse(parts: tuple[bytes, ...], limits: Limits) -> Command:
     """Parse a complete command: lines at even places, literals at odd ones."""
     head = _HEAD.match(parts[0])
     if head is None:
-        first = parts[0].split(maxsplit=1)
-        if first and first[0].upper() in _COMMANDS:
+        words = parts[0].split()
+        if words and words[0].upper() in _COMMANDS:
             raise RemoteProtocolError("Begin with a tag of your choice, as in: a1 LOGIN name password")
         raise RemoteProtocolError("Expected a tag and a command")
     tag, name = head[1], head[2].decode("ascii").upper()
@@ -325,7 +320,7 @@ def _arguments(parts: tuple[bytes, ...], at: int, limits: Limits, *, nil: bool) 
     ready = False
     for index in range(0, len(parts), 2):
         line = parts[index]
-        announced = _ANNOUNCED.search(line) if index + 1 < len(parts) else None
+        announced = _ANNOUNCED.search(line)
         end = announced.start() if announced else len(line.removesuffix(b"\n").removesuffix(b"\r"))
         while at < end:
             match = _TOKEN.match(line, at, end)
@@ -366,9 +361,10 @@ def _arguments(parts: tuple[bytes, ...], at: int, limits: Limits, *, nil: bool) 
             stack[-1].append(parts[index + 1])
             ready = False
         at = 0
-    if len(stack) > 1 or (ready and stack[0]):
+    arguments = stack.pop()
+    if stack or (ready and arguments):
         raise RemoteProtocolError("Unfinished arguments")
-    return tuple(stack[0])
+    return tuple(arguments)
 
 
 def _value(match: re.Match[bytes], *, nil: bool) -> bytes | None:

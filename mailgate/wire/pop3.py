@@ -23,7 +23,7 @@ REPLY_LIMIT: Final = 8_192
 BLOCK_LIMIT: Final = 16_384
 """Octets of a CAPA reply, whose registered entries together stay under 2 KiB."""
 
-_VERB = re.compile(rb"([A-Za-z0-9]{1,16})(?:( )(.*))?\Z", re.DOTALL)
+_VERB = re.compile(rb"([A-Za-z0-9]{1,16})(?: (.*))?\Z", re.DOTALL)
 _SECRET_VERBS: Final = (b"PASS", b"AUTH")
 _HTTP = re.compile(rb"(?:GET|POST|HEAD|PUT|OPTIONS|CONNECT|DELETE|PATCH|TRACE|PRI) [^ ]+ HTTP/")
 _REPLY = re.compile(rb"(\+OK|-ERR)(?: |\Z)(?:\[([A-Za-z0-9/_-]+)\] ?)?", re.IGNORECASE)
@@ -114,7 +114,7 @@ class CommandReceiver:
         match = _VERB.match(text)
         if match is None or b"\r" in text:
             return BadCommand(None, "Malformed command")
-        return Pop3Command(match[1].decode("ascii").upper(), match[3] or b"", match[2] is not None, line)
+        return Pop3Command(match[1].decode("ascii").upper(), match[2] or b"", match[2] is not None, line)
 
 
 @dataclass(frozen=True, slots=True)

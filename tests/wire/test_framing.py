@@ -33,6 +33,10 @@ def test_lines_are_taken_with_their_ends_and_the_rest_stays() -> None:
     assert buffer.taken == 17
 
 
+def test_an_empty_line_may_come_first() -> None:
+    assert holding(b"\n").line(1) == b"\n"
+
+
 def test_taking_and_looking() -> None:
     buffer = holding(b"abcdef")
     assert buffer.peek(2) == b"ab"
@@ -52,6 +56,7 @@ def test_a_line_of_just_the_limit_is_taken(step: int) -> None:
         assert buffer.line(7) is None
         buffer.receive(piece)
     assert buffer.line(7) == b"12345\r\n"
+    assert holding(b"1234567").line(7) is None
 
 
 def test_a_line_over_the_limit_raises_and_stays() -> None:
