@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import aclosing
 from typing import Any, Protocol
 
 from starlette.applications import Starlette
@@ -67,7 +68,7 @@ def admin_app(traces: Traces) -> Starlette:
         detail = error.detail if isinstance(error, HTTPException) else "internal error"
         return JSONResponse({"error": detail}, status)
 
-    handlers: dict[Any, Callable[[Request, Exception], Any]] = {HTTPException: failed}
+    handlers: dict[Any, Callable[[Request, Exception], Any]] = {HTTPException: failed, Exception: failed}
     return Starlette(
         routes=[
             Route("/v1/trace", show, methods=["GET"]),
@@ -81,10 +82,11 @@ def admin_app(traces: Traces) -> Starlette:
 async def _body(request: Request) -> dict[str, object]:
     """Return a request's JSON object; raises HTTPException for anything else."""
     data = b""
-    async for piece in request.stream():
-        data += piece
-        if len(data) > BODY_LIMIT:
-            raise HTTPException(413, "the request is too large")
+    async with aclosing(request.stream()) as pieces:
+        async for piece in pieces:
+            data += piece
+            if len(data) > BODY_LIMIT:
+                raise HTTPException(413, "the request is too large")
     try:
         asked = json.loads(data)
     except (ValueError, RecursionError) as error:

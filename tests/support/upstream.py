@@ -6,6 +6,7 @@ A script has one step on each line::
     S: + go on\\         … without CRLF at its end
     C: C1 CAPABILITY     the server expects this line; ``<*>`` stands for anything
     C4: abcd             it expects these four bytes, with no line's end behind them
+    wait                 it says nothing until the test sets ``go_on``
     tls                  the handshake, with the context that the server was given
     silence              it says nothing more until the client goes
     close / reset        the connection ends, politely or not
@@ -54,6 +55,7 @@ class FakeServer:
     deviations: list[str] = field(default_factory=list)
     names: list[str | None] = field(default_factory=list)
     certificates: list[bytes | None] = field(default_factory=list)
+    go_on: trio.Event = field(default_factory=trio.Event)
 
     @property
     def port(self) -> int:
@@ -98,6 +100,8 @@ class _Played:
                 await self._hear(text, int(kind[1:] or 0))
             elif kind == "tls":
                 await self._start_tls()
+            elif kind == "wait":
+                await self.server.go_on.wait()
             elif kind == "silence":
                 while await self.stream.receive_some():
                     pass
