@@ -119,8 +119,9 @@ class _BeforeLogin:
             return
         session.failures += 1
         verdict, seconds = services.gate.login_failed(session.failures)
-        services.emit(LimitStruck(session, "failure_delay", "delay", seconds))
-        await trio.sleep(seconds)
+        if seconds:
+            services.emit(LimitStruck(session, "failure_delay", "delay", seconds))
+            await trio.sleep(seconds)
         await self.dialogue.refuse(refusal)
         if isinstance(verdict, Deny):
             services.emit(LimitStruck(session, verdict.rule, "deny"))

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import trio
 
 from mailgate import config
 from mailgate.errors import UpstreamFailed
 from mailgate.events import SessionClosed
-from mailgate.model import ALLOW, Failure, Login, Peer, Protocol, Route, Session, TlsInfo
+from mailgate.model import ALLOW, Failure, Login, Peer, Protocol, Route, Session, Side, TlsInfo
 from mailgate.policy.gate import Gate, GateSettings
 from mailgate.session.dialogue import Services, SessionOver
 from mailgate.session.relay import End, Watch
@@ -95,6 +96,7 @@ class World:
     session: Session | None = None
     end: End | None = None
     ended: trio.Event = field(default_factory=trio.Event)
+    route_fails: Failure | None = None
     before_open: Callable[[], Awaitable[None]] | None = None
     trace: TraceDouble | None = None
     gate: Gate = field(
@@ -110,6 +112,8 @@ class World:
 
     async def find_route(self, login: Login, session: Session) -> Route | None:
         await trio.lowlevel.checkpoint()
+        if self.route_fails is not None:
+            raise UpstreamFailed(self.route_fails, "none/none", "no answer from the source of routes")
         return self.route
 
     async def open(self, route: Route, login: Login, session: Session) -> FakeSignedIn:
@@ -129,22 +133,14 @@ def listener(protocol: str, **options: object) -> config.Listener:
     )
 
 
-@asynccontextmanager
-async def on_stage(protocol: str, world: World | None = None, **options: object) -> AsyncIterator[World]:
-    """Run a session for a listener with the given options; the body plays its script.
-
-    Behind the body the client says no more, and the session must come to its end by itself, having
-    closed the upstream's stream and said nothing that the script did not expect.
-    """
-    world = world or World(Stage())
+def session_for(protocol: str, world: World, options: dict[str, Any]) -> Callable[[], Awaitable[None]]:
+    """Return what serves the world's client on a listener with these options, as the gateway would."""
     stage = world.stage
-    implicit = options.get("tls") == "implicit"
-    session = Session("s1", Protocol(protocol), "test", Peer("192.0.2.1", 4711), trio.current_time())
-    if implicit:
+    session = world.session = Session("s1", Protocol(protocol), "test", Peer("192.0.2.1", 4711), trio.current_time())
+    if options.get("tls") == "implicit":
         session.tls = TlsInfo("TLSv1.3", "TLS_AES_128_GCM_SHA256")
-    world.session = session
     offers = str(options.get("tls", "off")).startswith("starttls")
-    connection = FakeConnection(stage.near_client, session, offers, options.pop("tls_outcome", None))  # type: ignore[arg-type]
+    connection = FakeConnection(stage.near_client, session, offers, options.pop("tls_outcome", None))
     services = Services(
         hostname="mail.example.org",
         gate=world.gate,
@@ -161,24 +157,35 @@ async def on_stage(protocol: str, world: World | None = None, **options: object)
 
     async def run() -> None:
         assert world.gate.admit(session.id, session.peer.address, session.started).verdict == ALLOW
+        end = End(Side.PROXY, "internal")
         try:
-            end = await run_session(connection, listener(protocol, **options), services)
-            world.end = end
-            stage.emit(SessionClosed(session, end.side, end.reason, 0.0))
+            end = world.end = await run_session(connection, listener(protocol, **options), services)
         finally:
             world.gate.left(session.id)
+            stage.emit(SessionClosed(session, end.side, end.reason, 0.0))
+            world.ended.set()
             await stage.near_client.aclose()
-        world.ended.set()
 
+    return run
+
+
+@asynccontextmanager
+async def on_stage(protocol: str, world: World | None = None, **options: Any) -> AsyncIterator[World]:
+    """Run a session for a listener with the given options; the body plays its script.
+
+    Behind the body the client says no more, and the session must come to its end by itself, having
+    closed the upstream's stream and said nothing that the script did not expect.
+    """
+    world = world or World(Stage())
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(run)
+        nursery.start_soon(session_for(protocol, world, options))
         nursery.start_soon(world.watch.run)
         yield world
-        await stage.client.stream.send_eof()  # type: ignore[attr-defined]
+        await world.stage.client.stream.send_eof()
         await world.ended.wait()
-        await stage.finish()
+        await world.stage.finish()
         assert (len(world.watch), world.gate.sessions, world.gate.half_open) == (0, 0, 0)
         nursery.cancel_scope.cancel()
 
 
-__all__ = ["UPSTREAM", "SessionOver", "TraceDouble", "World", "listener", "on_stage"]
+__all__ = ["UPSTREAM", "SessionOver", "TraceDouble", "World", "on_stage", "session_for"]

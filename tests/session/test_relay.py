@@ -567,20 +567,20 @@ def sockets() -> tuple[ByteStream, trio.SocketStream]:
     return SocketStream(near), trio.SocketStream(trio.socket.from_stdlib_socket(far))
 
 
-def lockstep() -> tuple[ByteStream, trio.abc.Stream]:
+def lockstep() -> tuple[ByteStream, trio.abc.HalfCloseableStream]:
     near, far = trio.testing.lockstep_stream_pair()
     return TrioStream(near), far
 
 
-def memory() -> tuple[ByteStream, trio.abc.Stream]:
+def memory() -> tuple[ByteStream, trio.abc.HalfCloseableStream]:
     near, far = trio.testing.memory_stream_pair()
     return TrioStream(near), far
 
 
 @asynccontextmanager
 async def wired(
-    core: RelayCore, pair: Callable[[], tuple[ByteStream, trio.abc.Stream]] = memory, farewell: bytes = b""
-) -> AsyncIterator[tuple[Wires, trio.abc.Stream, trio.abc.Stream]]:
+    core: RelayCore, pair: Callable[[], tuple[ByteStream, trio.abc.HalfCloseableStream]] = memory, farewell: bytes = b""
+) -> AsyncIterator[tuple[Wires, trio.abc.HalfCloseableStream, trio.abc.HalfCloseableStream]]:
     near_client, client = pair()
     near_upstream, upstream = pair()
     wires = Wires(near_client, near_upstream, core, farewell)
@@ -591,7 +591,7 @@ async def wired(
         await upstream.aclose()
 
 
-async def read(stream: trio.abc.Stream, size: int, *, at_a_time: int = 65536, pause: float = 0.0) -> bytes:
+async def read(stream: trio.abc.HalfCloseableStream, size: int, *, at_a_time: int = 65536, pause: float = 0.0) -> bytes:
     got = bytearray()
     while len(got) < size:
         await trio.sleep(pause)
@@ -609,12 +609,14 @@ DOWNLOAD = b"* 1 FETCH (BODY[] {%d}\r\n%b)\r\nz OK done\r\n" % (len(BODY), BODY)
 @pytest.mark.parametrize("make", [imap_core, CopyRelay])
 @pytest.mark.parametrize("pair", [memory, lockstep, sockets])
 async def test_both_sides_send_much_at_once(
-    autojump_clock: object, make: Callable[[], RelayCore], pair: Callable[[], tuple[ByteStream, trio.abc.Stream]]
+    autojump_clock: object,
+    make: Callable[[], RelayCore],
+    pair: Callable[[], tuple[ByteStream, trio.abc.HalfCloseableStream]],
 ) -> None:
     async with wired(make(), pair) as (_, client, upstream), trio.open_nursery() as nursery:
         got: dict[str, bytes] = {}
 
-        async def take(name: str, stream: trio.abc.Stream, size: int) -> None:
+        async def take(name: str, stream: trio.abc.HalfCloseableStream, size: int) -> None:
             got[name] = await read(stream, size)
 
         nursery.start_soon(client.send_all, UPLOAD)
@@ -627,7 +629,7 @@ async def test_both_sides_send_much_at_once(
 @pytest.mark.parametrize("pair", [lockstep, sockets])
 async def test_a_slow_reader_holds_the_sender_back_and_loses_nothing(
     autojump_clock: object,
-    pair: Callable[[], tuple[ByteStream, trio.abc.Stream]],
+    pair: Callable[[], tuple[ByteStream, trio.abc.HalfCloseableStream]],
 ) -> None:
     data = DOWNLOAD[:100_000]
     async with wired(imap_core(), pair) as (wires, client, upstream), trio.open_nursery() as nursery:
@@ -675,6 +677,28 @@ async def test_a_delay_of_the_gate_holds_a_command_back(autojump_clock: object) 
         await upstream.send_all(b"a OK done\r\nb OK done\r\n")
         await read(client, 22)
         assert wires.finished == [("SELECT", "ok", 3.0), ("NOOP", "ok", 0.0)]
+
+
+@pytest.mark.parametrize("answer", [b"a OK done\r\n", b"a OK done\r\n* 1 EXISTS\r\n"])
+async def test_a_slow_client_that_says_no_more_gets_all_of_its_answer(autojump_clock: object, answer: bytes) -> None:
+    async with wired(imap_core(), lockstep) as (wires, client, upstream), trio.open_nursery() as nursery:
+        nursery.start_soon(client.send_all, b"a NOOP\r\n")
+        await read(upstream, 8)
+        await client.send_eof()
+        nursery.start_soon(upstream.send_all, answer)
+        await trio.sleep(4)
+        assert await read(client, len(answer)) == answer
+    assert wires.end == End(Side.CLIENT, "closed")
+
+
+async def test_a_client_that_neither_speaks_nor_reads_is_left(autojump_clock: object) -> None:
+    async with wired(imap_core(), lockstep) as (wires, client, upstream):
+        await upstream.send_all(b"* 1 EXISTS\r\n")
+        began = trio.current_time()
+        await client.send_eof()
+        await wires.ended.wait()
+        assert trio.current_time() - began == 5.0
+    assert wires.end == End(Side.CLIENT, "closed")
 
 
 async def test_a_client_that_does_not_read_its_farewell_is_left_after_a_moment(autojump_clock: object) -> None:

@@ -11,6 +11,7 @@ Each line of a script is one step::
     close: client        the client's end (or the upstream's) goes away
     half-close: client   the client says no more but still listens
     reset: client        the client's connection (or the upstream's) is lost
+    stall: client        the client (or the upstream) reads no more, and all buffers are full
     deaf: client         what is sent to the client (or the upstream) is answered with a reset
     closed: client       the client (or the upstream) sees the end
     silent: client       the client (or the upstream) is told nothing by now
@@ -84,7 +85,7 @@ class Side:
     """The far end of one of the session's streams, as a script plays it."""
 
     name: str
-    stream: trio.abc.Stream
+    stream: trio.abc.HalfCloseableStream
     unread: bytearray = field(default_factory=bytearray)
 
     async def line(self) -> bytes:
@@ -123,6 +124,7 @@ class Wire(TrioStream):
     def __init__(self, stream: trio.abc.Stream) -> None:
         super().__init__(stream)
         self.deaf = False
+        self.stalled = False
         self.closed = False
         self._lost = False
         self._receiving: trio.CancelScope | None = None
@@ -143,6 +145,8 @@ class Wire(TrioStream):
         if self.deaf:
             await trio.lowlevel.checkpoint()
             raise trio.BrokenResourceError("reset by the test")
+        if self.stalled:
+            await trio.sleep_forever()
         await super().send_all(data)
 
     async def aclose(self) -> None:
@@ -206,6 +210,7 @@ class Stage:
             "half-close": self._half_close,
             "reset": self._reset,
             "deaf": self._deaf,
+            "stall": self._stall,
             "closed": self._closed,
             "silent": self._silent,
             "wait": self._wait,
@@ -274,6 +279,9 @@ class Stage:
 
     async def _deaf(self, text: str) -> None:
         self._near(text).deaf = True
+
+    async def _stall(self, text: str) -> None:
+        self._near(text).stalled = True
 
     def _near(self, name: str) -> Wire:
         near = self.near_client if name == "client" else self.near_upstream
