@@ -19,7 +19,7 @@ import trio
 from mailgate import events
 from mailgate.config import Config, Endpoint, Listener, Tls
 from mailgate.errors import MailgateError, UpstreamFailed
-from mailgate.model import Deny, Login, Peer, Protocol, Refusal, Route, Session, Side
+from mailgate.model import Deny, Login, Peer, Protocol, Refusal, Route, Session, Side, State
 from mailgate.net.listener import open_socket, serve
 from mailgate.net.tls import HandshakeFailed, ServerTls, Use
 from mailgate.observe import log
@@ -223,9 +223,14 @@ class Gateway:
 
     async def run(self, task_status: trio.TaskStatus[list[socket.socket]] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until SIGTERM or SIGINT, or until cancelled; ``task_status`` gets the mail sockets."""
-        mail = [(listener, [open_socket(endpoint) for endpoint in listener.bind]) for listener in self.config.listener]
-        everything = [sock for _, sockets in mail for sock in sockets]
+        mail: list[tuple[Listener, list[socket.socket]]] = []
+        everything: list[socket.socket] = []
         try:
+            for listener in self.config.listener:
+                mail.append((listener, []))
+                for endpoint in listener.bind:
+                    everything.append(open_socket(endpoint))
+                    mail[-1][1].append(everything[-1])
             with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
                 async with trio.open_nursery() as services:
                     self._start_services(services)
@@ -239,7 +244,7 @@ class Gateway:
                             listeners.cancel_scope.cancel()
                         for sock in everything:
                             sock.close()
-                        await self._drain()
+                        await self._drain_unless_hurried(signals)
                         sessions.cancel_scope.cancel()
                     services.cancel_scope.cancel()
         finally:
@@ -277,11 +282,25 @@ class Gateway:
                 return
             self._reloaded(self.tls.reload() if self.tls is not None else [])
 
+    async def _drain_unless_hurried(self, signals: AsyncIterator[int]) -> None:
+        """Drain; a second SIGTERM or SIGINT ends the sessions at once."""
+
+        async def hurry(scope: trio.CancelScope) -> None:
+            async for number in signals:
+                if number != signal.SIGHUP:
+                    self.log.warning("stopping at once", sessions=len(self.sessions))
+                    scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(hurry, nursery.cancel_scope)
+            await self._drain()
+            nursery.cancel_scope.cancel()
+
     async def _drain(self) -> None:
         """End the sessions: at once those that have nothing under way, the others when they are done."""
         self._draining = True
         for name, scope in self._scopes.items():
-            if self.sessions[name].state.value != "relay":
+            if self.sessions[name].state is not State.RELAY:
                 scope.cancel()
         deadline = trio.current_time() + DRAIN_SECONDS
         while self.watch.end_idle("shutting_down") or self.sessions:
