@@ -764,10 +764,16 @@ async def test_a_client_that_goes_while_its_upstream_is_asked(autojump_clock: ob
         ("C: a LOGIN alice secret", [b"a LOGIN\r\n"]),
         ("C: a LOGIN alice {6}\nS: + OK\nC: secret", [b"a LOGIN\r\n"]),
         (
+            "C: b LOGINN alice secret\nS: b BAD <*>\nC: a LOGIN alice secret",
+            [b"<hidden>\r\n", b"a LOGIN\r\n"],
+        ),
+        ('C: b LOGIN alice "secret\nS: b BAD <*>\nC: a LOGIN alice secret', [b"<hidden>\r\n", b"a LOGIN\r\n"]),
+        (
             # What is no command may be a secret that came too late, and its first word is no harmless tag.
             "C: secret\nS: secret BAD <*>\nC: secret word\nS: secret BAD <*>\nC: a LOGIN alice secret",
             [b"<hidden>\r\n", b"<hidden>\r\n", b"a LOGIN\r\n"],
         ),
+        ("C: secret alice\nS: secret BAD <*>\nC: a LOGIN alice secret", [b"<hidden>\r\n", b"a LOGIN\r\n"]),
         (f"C: a AUTHENTICATE PLAIN {PLAIN}", [b"a AUTHENTICATE\r\n"]),
         (f"C: a AUTHENTICATE PLAIN\nS: +\\x20\nC: {PLAIN}", [b"a AUTHENTICATE\r\n", b"<hidden>\r\n"]),
         (

@@ -538,6 +538,7 @@ async def test_commands_behind_a_failed_login_never_reach_an_upstream(autojump_c
             [b"<hidden>\r\n", b"<hidden>\r\n", b"USER alice\r\n", b"PASS\r\n"],
         ),
         (f"C: AUTH PLAIN {PLAIN}", [b"AUTH\r\n"]),
+        (f"C: PASSWORD secret\nS: -ERR <*>\nC: AUTH PLAIN {PLAIN}", [b"<hidden>\r\n", b"AUTH\r\n"]),
         (f"C: AUTH PLAIN\nS: +\\x20\nC: {PLAIN}", [b"AUTH\r\n", b"<hidden>\r\n"]),
         (
             f"C: APOP alice secret\nS: -ERR Log in first\nC: AUTH XOAUTH2 {XOAUTH2}",

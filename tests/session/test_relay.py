@@ -626,6 +626,27 @@ async def test_both_sides_send_much_at_once(
     assert got == {"client": DOWNLOAD, "upstream": UPLOAD}
 
 
+@pytest.mark.parametrize("pair", [memory, lockstep])
+async def test_writers_of_one_byte_at_a_time(
+    autojump_clock: object, pair: Callable[[], tuple[ByteStream, trio.abc.HalfCloseableStream]]
+) -> None:
+    asked = b'a FETCH 1 BODY[]\r\nb APPEND "x" {4+}\r\n\r\n\r\n\r\n'
+    answer = b"* 1 FETCH (BODY[] {8}\r\na OK no\n)\r\na OK done\r\n* CAPABILITY IDLE\r\nb NO [X] {3}\r\n"
+
+    async def trickle(stream: trio.abc.Stream, data: bytes) -> None:
+        for at in range(len(data)):
+            await stream.send_all(data[at : at + 1])
+            await trio.sleep(0.01)
+
+    async with wired(imap_core(), pair) as (wires, client, upstream):
+        for source, sink, data in ((client, upstream, asked), (upstream, client, answer)):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(trickle, source, data)
+                assert await read(sink, len(data)) == data
+        await trio.testing.wait_all_tasks_blocked()
+        assert [(verb, result) for verb, result, _ in wires.finished] == [("FETCH", "ok"), ("APPEND", "no")]
+
+
 @pytest.mark.parametrize("pair", [lockstep, sockets])
 async def test_a_slow_reader_holds_the_sender_back_and_loses_nothing(
     autojump_clock: object,
@@ -684,6 +705,7 @@ async def test_a_slow_client_that_says_no_more_gets_all_of_its_answer(autojump_c
     async with wired(imap_core(), lockstep) as (wires, client, upstream), trio.open_nursery() as nursery:
         nursery.start_soon(client.send_all, b"a NOOP\r\n")
         await read(upstream, 8)
+        await trio.testing.wait_all_tasks_blocked()
         await client.send_eof()
         nursery.start_soon(upstream.send_all, answer)
         await trio.sleep(4)

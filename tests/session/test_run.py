@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mailgate.events import SessionClosed, SessionEstablished
 from mailgate.model import Failure, Side, State
@@ -148,6 +151,91 @@ async def test_a_crash_in_opening_an_upstream_is_not_hidden(autojump_clock: obje
         async with on_stage("imap", world):
             await world.stage.play(f"{GREETING}\nC: a LOGIN alice secret\nclosed: client\nwait: 1")
     assert world.gate.sessions == 0
+
+
+# -------------------------------------------------------------------- anything at all
+
+SAID_BY_CLIENTS = [
+    b"a LOGIN alice secret\r\n",
+    b"b LOGIN {5}\r\n",
+    b"c LOGIN {5+}\r\nalice ",
+    b"d AUTHENTICATE PLAIN\r\n",
+    b"e AUTHENTICATE XOAUTH2 dXNlcj1hbGljZQFhdXRoPUJlYXJlciB0b2tlbgEB\r\n",
+    b'f ID ("name" NIL)\r\n',
+    b"g STARTTLS\r\n",
+    b"h APPEND inbox {3+}\r\nabc\r\n",
+    b"i IDLE\r\n",
+    b"DONE\r\n",
+    b"j XFROB {4}\r\n",
+    b"k LOGOUT\r\n",
+    b"alice",
+    b"AGFsaWNlAHNlY3JldA==\r\n",
+    b"*\r\n",
+    b"\r\n",
+    b"USER alice\r\n",
+    b"PASS secret\r\n",
+    b"AUTH PLAIN\r\n",
+    b"STLS\r\n",
+    b"CAPA\r\n",
+    b"LIST\r\nRETR 1\r\n",
+    b"XFROB\r\n",
+    b"QUIT\r\n",
+]
+SAID_BY_UPSTREAMS = [
+    b"* 1 FETCH (BODY[] {5}\r\nab",
+    b"+ go on\r\n",
+    b"a OK done\r\n",
+    b"i OK done\r\n",
+    b"* CAPABILITY IMAP4rev1 COMPRESS=DEFLATE\r\n",
+    b"* BYE\r\n",
+    b"+OK\r\n",
+    b"-ERR\r\n",
+    b"x\r\n.\r\n",
+]
+
+
+@given(
+    protocol=st.sampled_from(["imap", "pop3"]),
+    client=st.lists(st.one_of(st.sampled_from(SAID_BY_CLIENTS), st.binary(max_size=8)), max_size=12),
+    upstream=st.lists(st.one_of(st.sampled_from(SAID_BY_UPSTREAMS), st.binary(max_size=8)), max_size=8),
+    fails=st.booleans(),
+    upstream_ends=st.booleans(),
+)
+def test_whatever_both_sides_say_the_session_ends_in_good_order(
+    protocol: str, client: list[bytes], upstream: list[bytes], fails: bool, upstream_ends: bool
+) -> None:
+    async def main() -> World:
+        world = World(Stage(), fail=[Failure.AUTH_REJECTED] * fails)
+        serve = session_for(protocol, world, {"tls": "starttls-optional", "allow_plaintext_auth": True})
+
+        async def says(stream: trio.abc.HalfCloseableStream, pieces: list[bytes], *, ends: bool) -> None:
+            with contextlib.suppress(trio.BrokenResourceError):
+                for piece in pieces:
+                    await stream.send_all(piece)
+                    await trio.testing.wait_all_tasks_blocked()
+                if ends:
+                    await stream.send_eof()
+
+        async def upstream_says() -> None:
+            await world.stage.login_seen.wait()
+            assert world.stage.upstream is not None
+            await says(world.stage.upstream.stream, upstream, ends=upstream_ends)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(world.watch.run)
+            nursery.start_soon(upstream_says)
+            nursery.start_soon(serve)
+            await says(world.stage.client.stream, client, ends=True)
+            with trio.fail_after(2000):
+                await world.ended.wait()
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+        return world
+
+    world = trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+    check_nothing_is_left(world)
+    assert world.end is not None
+    assert (world.stage.upstream is None) == (len(world.logins) <= fails)
 
 
 # -------------------------------------------------------------------- cut anywhere
