@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -35,6 +36,16 @@ UPSTREAM = frozenset(
     }
     | {"AUTH=OAUTHBEARER", "TOP", "UIDL", "UTF8", "LANG", "PIPELINING", "RESP-CODES"}
 )
+
+
+def b64(text: str) -> str:
+    """Return what a client sends for ``text`` in a SASL exchange."""
+    return base64.b64encode(text.encode("latin-1")).decode("ascii")
+
+
+PLAIN = b64("\0alice\0secret")
+XOAUTH2 = b64("user=alice\1auth=Bearer token\1\1")
+OAUTHBEARER = b64("n,a=alice,\1host=mail.example.org\1auth=Bearer token\1\1")
 
 
 @dataclass
@@ -188,4 +199,15 @@ async def on_stage(protocol: str, world: World | None = None, **options: Any) ->
         nursery.cancel_scope.cancel()
 
 
-__all__ = ["UPSTREAM", "SessionOver", "TraceDouble", "World", "on_stage", "session_for"]
+__all__ = [
+    "OAUTHBEARER",
+    "PLAIN",
+    "UPSTREAM",
+    "XOAUTH2",
+    "SessionOver",
+    "TraceDouble",
+    "World",
+    "b64",
+    "on_stage",
+    "session_for",
+]
