@@ -27,6 +27,9 @@ BURST: Final = 256 * 1024
 ROUNDS: Final = 8
 """Calls that may succeed at once before a stream lets the other tasks run."""
 
+PEEK_SECONDS: Final = 0.01
+"""How often a Unix socket is looked at while more than its first bytes is wanted."""
+
 
 def burst_buffer() -> bytearray:
     """Return a new buffer of the size that a worker shares between its sessions."""
@@ -186,14 +189,19 @@ class SocketStream:
     async def peek(self, size: int, *, more_than: int = 0) -> bytes:
         """Return up to ``size`` first bytes without taking them, once there are more than ``more_than``.
 
-        Only before TLS. At the end of the stream what there is is returned, however little.
+        Only before TLS. At the end of the stream what there is is returned, however little; on a Unix
+        socket that may take until the caller's own time limit.
         """
         self._fd()
         while True:
             try:
                 self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, more_than + 1)
                 await self._wait_readable()
-                return self._sock.recv(size, socket.MSG_PEEK)
+                data = self._sock.recv(size, socket.MSG_PEEK)
+                if self._sock.family != socket.AF_UNIX or not 0 < len(data) <= more_than:
+                    return data
+                # Unix sockets are readable from their first byte on, and do not tell the end before it is taken.
+                await trio.sleep(PEEK_SECONDS)
             except BlockingIOError:
                 continue
             except OSError as error:

@@ -313,6 +313,27 @@ async def test_looking_ahead_takes_nothing() -> None:
         assert await read(near, 3) == b"\x16\x03\x01"
 
 
+async def test_looking_ahead_on_a_unix_socket() -> None:
+    near, far = (SocketStream(sock) for sock in socket.socketpair())
+    await far.send_all(b"\x16\x03")
+    assert await near.peek(100) == b"\x16\x03"
+    seen = []
+
+    async def more() -> None:
+        seen.append(await near.peek(100, more_than=2))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(more)
+        await trio.testing.wait_all_tasks_blocked()
+        assert seen == []
+        await far.send_all(b"\x01")
+    assert seen == [b"\x16\x03\x01"]
+    far.abort()
+    assert await read(near) == b"\x16\x03\x01"
+    assert await near.peek(100) == b""
+    near.abort()
+
+
 async def test_looking_ahead_at_the_end() -> None:
     async with plain() as (near, far):
         await far.send_all(b"abc")

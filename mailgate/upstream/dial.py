@@ -30,6 +30,8 @@ def client_context(pool: Pool) -> ssl.SSLContext:
     """
     tls = pool.tls
     context = ssl.create_default_context(cafile=None if tls.ca == "system" else str(tls.ca))
+    # A renegotiation would make writing wait for what is to be read, which a stream does not do.
+    context.options |= ssl.OP_NO_RENEGOTIATION
     if tls.pin or not tls.verify:
         # A pin stands in the place of authority and name; it is compared after the handshake.
         context.check_hostname = False
