@@ -196,8 +196,6 @@ class ImapRelay:
     def client_sent(self, data: bytes | bytearray, end: int, now: float) -> int:
         """Take commands; see ``RelayCore.client_sent``."""
         if self.held:
-            if self.blocked:
-                return 0
             line, self._carry = self._carry, b""
             self._client_line(line, now)
         at = 0
@@ -448,15 +446,13 @@ class ImapRelay:
 
     def _head(self, line: bytes, now: float) -> bytes:
         """Act on what a response line says to the gateway; return what the client shall see."""
-        if line.startswith(b"+"):
-            self._continuation()
-            return line
         completion = _COMPLETION.match(line)
         if completion is not None:
             self._completed(completion[1], completion[2].decode("ascii").lower(), now)
+        elif line.startswith(b"+"):
+            self._continuation()
         elif _BYE.match(line):
             self.logged_out = self.logged_out or self._in_flight_verb("LOGOUT")
-            return line
         match = _UNTAGGED.match(line) or _CODE.match(line)
         if match is None:
             return line

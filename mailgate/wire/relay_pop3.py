@@ -116,8 +116,6 @@ class Pop3Relay:
     def client_sent(self, data: bytes | bytearray, end: int, now: float) -> int:
         """Take commands; see ``RelayCore.client_sent``."""
         if self.held:
-            if self.blocked:
-                return 0
             self._held_line = False
             line, self._carry = self._carry, b""
             self._command(line, now)
@@ -265,7 +263,6 @@ class Pop3Relay:
         """Note that the oldest command was answered."""
         self._in_flight.popleft()
         self._block = None
-        self._listing = None
         self._unknown = False
         if pending.verb == "QUIT":
             self.logged_out = True
