@@ -49,6 +49,7 @@ class FakeServer:
     scripts: list[str]
     tls: ssl.SSLContext | None
     implicit: bool
+    lenient: bool = False
     address: str = ""
     connections: int = 0
     heard: list[bytes] = field(default_factory=list)
@@ -69,6 +70,8 @@ class FakeServer:
         try:
             await played.play(("tls\n" if self.implicit else "") + script)
         except Deviation as deviation:
+            if self.lenient:
+                return
             self.deviations.append("\n".join([*played.steps, str(deviation)]))
         except (trio.BrokenResourceError, ssl.SSLError):
             # A client may go at any time, and has its reason; the test knows whether it was a good one.
@@ -147,10 +150,17 @@ class _Played:
 
 @asynccontextmanager
 async def serving(
-    *scripts: str, tls: ssl.SSLContext | None = None, implicit: bool = False, path: Path | None = None
+    *scripts: str,
+    tls: ssl.SSLContext | None = None,
+    implicit: bool = False,
+    path: Path | None = None,
+    lenient: bool = False,
 ) -> AsyncIterator[FakeServer]:
-    """Run a server until the block ends; the last script is played for all later connections too."""
-    server = FakeServer(list(scripts), tls, implicit)
+    """Run a server until the block ends; the last script is played for all later connections too.
+
+    A ``lenient`` one minds no client that goes in the middle of its script.
+    """
+    server = FakeServer(list(scripts), tls, implicit, lenient)
     if tls is not None:
         tls.sni_callback = lambda _, name, __: server.names.append(name)  # type: ignore[assignment]
     if path is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from mailgate.errors import UpstreamFailed
 from mailgate.events import UpstreamConnected, UpstreamRefused
 from mailgate.model import Failure, Mechanism, Protocol, Route
 from mailgate.upstream.pool import PROBE_SECONDS, Upstreams
+from tests.support.certificates import authority
 from tests.support.upstream import Client, a_config, a_login, a_pool, a_session, serving
 
 HELLO = "S: * OK [CAPABILITY IMAP4rev1 AUTH=PLAIN] ready\n"
@@ -113,6 +115,51 @@ async def test_a_cancelled_login_closes_its_connection() -> None:
                 await client.open(a_login())
             assert scope.cancelled_caught
     assert server.connections == 2
+
+
+class CancelAt(trio.abc.Instrument):
+    """Cancels a scope when its task is about to run for the ``step``-th time."""
+
+    def __init__(self, scope: trio.CancelScope, step: int) -> None:
+        self.scope, self.left, self.task = scope, step, trio.lowlevel.current_task()
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        if task is self.task:
+            self.left -= 1
+            if self.left == 0:
+                self.scope.cancel()
+
+
+@pytest.mark.parametrize("mode", ["off", "starttls", "implicit"])
+async def test_cancelled_at_any_moment_a_login_leaves_nothing_open(mode: str, tmp_path: Path) -> None:
+    script = HELLO + LOGIN + IN
+    if mode == "starttls":
+        script = (
+            HELLO
+            + "C: T1 STARTTLS\nS: T1 OK go\ntls\nC: C1 CAPABILITY\nS: C1 OK [CAPABILITY IMAP4rev1] x\n"
+            + LOGIN
+            + IN
+        )
+    tls = None if mode == "off" else authority().issue().server()
+    settings = "off" if mode == "off" else {"mode": mode, "ca": authority().write(tmp_path)}
+    # The server ends only when every connection was closed by its client.
+    async with serving(script, tls=tls, implicit=mode == "implicit", lenient=True) as server:
+        client = Client.of(a_pool(server, tls=settings))
+        steps = 0
+        while True:
+            steps += 1
+            with trio.CancelScope() as scope:
+                instrument = CancelAt(scope, steps)
+                trio.lowlevel.add_instrument(instrument)
+                try:
+                    signed_in = await client.open(a_login())
+                finally:
+                    trio.lowlevel.remove_instrument(instrument)
+            if not scope.cancelled_caught:
+                break
+        await signed_in.stream.aclose()
+        gc.collect()
+    assert steps > 2
 
 
 async def test_what_servers_can_is_remembered(tmp_path: Path) -> None:
