@@ -82,7 +82,9 @@ install() {
 
 present() {
     case $1 in
-        /*) [ -e "$1" ] ;;
+        # A path may hold a pattern for the machine's architecture.
+        # shellcheck disable=SC2086
+        /*) [ -e "$(echo $1)" ] ;;
         *) PATH=$PATH:/usr/sbin:/sbin command -v "$1" >/dev/null 2>&1 ;;
     esac
 }

@@ -45,7 +45,9 @@ LiteralMode = Literal["none", "minus", "plus"]
 _TAG_CHARS: Final = rb"[!#$&',\-./0-9:;<=>?@A-Z\[\]^_`a-z|}~]"
 _HEAD = re.compile(rb"(" + _TAG_CHARS + rb"++) ((?:[Uu][Ii][Dd] )?[A-Za-z][A-Za-z0-9._\-]*+)(?=[ \r])")
 _TAG = re.compile(rb"(" + _TAG_CHARS + rb"++) ")
-_QUOTED_WELL = re.compile(rb'[^"]*+(?:(?<=[ (\[])"(?:[^"\\]++|\\["\\])*+"(?=[ )\]\r])[^"]*+)*+\Z')
+# Only one way leads through each line, so a failure takes time in proportion to its length. Possessive groups
+# would say so, but Python before 3.11.5 takes them wrongly.
+_QUOTED_WELL = re.compile(rb'[^"]*(?:(?<=[ (\[])"[^"\\]*(?:\\["\\][^"\\]*)*"(?=[ )\]\r])[^"]*)*\Z')
 _ANNOUNCED = re.compile(rb"(?:(?<=[ (])|(?<=[ (]~))\{([0-9]++)(\+?)\}\r\n\Z")
 _BRACED = re.compile(rb"\{([0-9]*)([^{}]*)\}\r\n\Z")
 _SASL_LINE = re.compile(rb"(?:[A-Za-z0-9+/]*={0,2}|\*)\r\n\Z")
