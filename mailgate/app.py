@@ -167,7 +167,9 @@ class Gateway:
         admission = self.gate.admit(session.id, peer.address, session.started)
         if isinstance(admission.verdict, Deny):
             self.emit(events.LimitStruck(session, admission.verdict.rule, "deny"))
-            await self._turn_away(listener, stream, admission.verdict.refusal)
+            if listener.tls != "implicit":
+                # Where TLS comes first, a word would cost a handshake.
+                await self._tell(listener, stream, admission.verdict.refusal)
             return
         for name in admission.shed:
             self.emit(events.LimitStruck(self.sessions[name], admission.shed_rule, "shed"))
@@ -175,23 +177,29 @@ class Gateway:
         self.sessions[session.id] = session
         self.emit(events.SessionOpened(session))
         end = End(Side.PROXY, "internal")
+        farewell: Refusal | None = None
         try:
             with trio.CancelScope() as scope:
                 self._scopes[session.id] = scope
                 end = await self._session(listener, stream, session)
             if scope.cancelled_caught:
-                end = End(Side.PROXY, "shutting_down" if self._draining else "process_full")
+                farewell = answers.SHUTTING_DOWN if self._draining else answers.PROCESS_FULL
+                end = End(Side.PROXY, farewell.reason)
         except trio.Cancelled:
             end = End(Side.PROXY, "shutting_down")
             raise
         except Exception as error:
             # The boundary around a session: what went wrong in one must not reach the others.
+            farewell = answers.INTERNAL
             self.emit(events.CrashedSession(session, error))
         finally:
             self.gate.left(session.id)
             del self._scopes[session.id], self.sessions[session.id]
             seconds = trio.current_time() - session.started
             self.emit(events.SessionClosed(session, end.side, end.reason, seconds))
+        if farewell is not None and session.state is State.LOGIN:
+            # In the relay a line of our own could land inside a literal.
+            await self._tell(listener, stream, farewell)
         with trio.move_on_after(1):
             await stream.aclose()
 
@@ -204,10 +212,8 @@ class Gateway:
                 return End(over.side, over.reason)
         return await run_session(connection, listener, self.services)
 
-    async def _turn_away(self, listener: Listener, stream: SocketStream, refusal: Refusal) -> None:
-        """Tell a client that is not let in why, where that costs no handshake."""
-        if listener.tls == "implicit":
-            return
+    async def _tell(self, listener: Listener, stream: SocketStream, refusal: Refusal) -> None:
+        """Tell a client why its connection ends, without waiting for one that does not listen."""
         reply = (
             answers.imap_reply(refusal, None, "BYE")
             if listener.protocol is Protocol.IMAP
@@ -216,7 +222,7 @@ class Gateway:
         with trio.move_on_after(1):
             try:
                 await stream.send_all(reply)
-            except trio.BrokenResourceError:
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
                 return
 
     # ---------------------------------------------------------------- running

@@ -26,6 +26,7 @@ from mailgate.app import Gateway, main
 from mailgate.config import Admin, Config, Endpoint, LimitSettings, Metrics, Pool, Tls, TraceSettings
 from mailgate.errors import MailgateError
 from mailgate.events import Event
+from mailgate.model import State
 from mailgate.net import certificate
 from mailgate.observe import log
 from mailgate.upstream.pool import Upstreams
@@ -235,18 +236,26 @@ async def test_pop3_keeps_the_reason_of_a_mailbox_in_use() -> None:
         await client.goes()
 
 
-async def test_a_crashed_session_harms_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("state", "farewell"),
+    [(State.LOGIN, ["* BYE [UNAVAILABLE] Internal error.", ""]), (State.RELAY, [""]), (State.HANDSHAKE, [""])],
+)
+async def test_a_crashed_session_harms_no_other(
+    state: State, farewell: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = app.run_session
     async with serving(SIGNED_IN + "C: a2 NOOP\nS: a2 OK done\n") as server, running(one(server)) as gateway:
         working = await gateway.connect()
         await working.logs_in()
 
         async def crash(*_: object) -> None:
+            gateway.gateway.sessions[list(gateway.gateway.sessions)[-1]].state = state
             await trio.lowlevel.checkpoint()
             raise ZeroDivisionError("oops")
 
         monkeypatch.setattr(app, "run_session", crash)
-        assert await (await gateway.connect()).hears() == ""
+        crashed = await gateway.connect()
+        assert [await crashed.hears() for _ in farewell] == farewell
         line = await gateway.log("session crashed")
         assert "ZeroDivisionError: oops" in line["exception"]
         assert gateway.logged("session")[0].items() >= {"side": "proxy", "reason": "internal"}.items()
@@ -328,7 +337,7 @@ async def test_the_oldest_half_open_connection_gives_way() -> None:
         await lazy.hears()
         newcomer = await gateway.connect()
         assert (await newcomer.hears()).startswith("* OK")
-        assert await lazy.hears() == ""
+        assert [await lazy.hears(), await lazy.hears()] == ["* BYE [UNAVAILABLE] The server is full.", ""]
         assert (await gateway.log("limit")).items() >= {"rule": "half_open_per_address", "action": "shed"}.items()
         assert (await gateway.log("session"))["reason"] == "process_full"
         assert len(gateway.gateway.sessions) == 2
@@ -430,6 +439,7 @@ async def test_sigterm_lets_commands_finish() -> None:
         signal.raise_signal(signal.SIGTERM)
         assert await idle.hears() == "* BYE [UNAVAILABLE] The server is shutting down."
         assert await idle.hears() == ""
+        assert await before_login.hears() == "* BYE [UNAVAILABLE] The server is shutting down."
         assert await before_login.hears() == ""
         with pytest.raises(OSError, match="all attempts to connect"):
             await gateway.connect()
