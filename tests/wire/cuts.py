@@ -36,3 +36,8 @@ def each_way(make: Callable[[], Receiver], data: bytes, *steps: int) -> list[Any
     for step in steps or STEPS[1:]:
         assert feed(make(), data, step) == whole, f"in pieces of {step}"
     return whole
+
+
+def short(value: object) -> str:
+    """Name a parameter, which may be a line over the limit, by its beginning."""
+    return repr(value)[:40]

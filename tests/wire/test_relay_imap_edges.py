@@ -8,6 +8,7 @@ from mailgate.model import Deny, Refusal
 from mailgate.wire.relay import MAX_IN_FLIGHT
 from mailgate.wire.relay_imap import HOLD_LIMIT, LINE_LIMIT, MAX_REPLIES, ImapRelay, literal_mode
 from tests.support.cores import Script
+from tests.wire.cuts import short
 from tests.wire.test_relay_imap import VERBS, relay, visible
 
 DENIED = b"y NO Command not available\r\n"
@@ -103,6 +104,7 @@ def test_a_refused_commands_literal_is_skipped_by_count(step: int) -> None:
         b"x LOGIN {1+}\r\nx" + b"1" * LINE_LIMIT + b"\r\n",
         b"x LOGIN {1+}\r\nx" + b"1" * LINE_LIMIT + b" {8+}\r\nz NOOP\r\n\r\n",
     ],
+    ids=short,
 )
 def test_the_command_behind_a_skipped_one_is_judged_as_any_other(ending: bytes) -> None:
     script = relay()
@@ -129,6 +131,7 @@ def test_the_command_behind_a_refused_literal_is_judged_as_any_other() -> None:
         (b"a APPEND x {1+}\r\nx" + b"1" * LINE_LIMIT + b"\r\n", "Command line too long"),
         (b"a LOGIN {%d+}\r\n" % 10**19, "Literal too large"),
     ],
+    ids=short,
 )
 def test_what_ends_a_session_and_why(data: bytes, why: str) -> None:
     script = relay()
@@ -252,6 +255,7 @@ def test_only_a_logout_that_succeeds_logs_out(command: bytes, answer: bytes, out
         ),
         (b"* SEARCH " + b"1" * HOLD_LIMIT + b"a OK " + b"1" * 27, b"1" * HOLD_LIMIT, b"\r\n"),
     ],
+    ids=short,
 )
 def test_what_looks_like_a_completion_but_is_data(parts: tuple[bytes, ...]) -> None:
     script = relay()
@@ -273,6 +277,7 @@ def test_what_looks_like_a_completion_but_is_data(parts: tuple[bytes, ...]) -> N
         (b"* OK " + b"y" * HOLD_LIMIT, b" {5}\r\n", b"a OK\r\n"),
         (b"\na OK\r\n",),
     ],
+    ids=short,
 )
 def test_what_looks_like_a_literal_but_is_text(parts: tuple[bytes, ...]) -> None:
     script = relay()
