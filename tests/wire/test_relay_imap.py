@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mailgate.model import ALLOW, Delay
-from mailgate.wire.relay import MAX_IN_FLIGHT, CopyRelay
+from mailgate.wire.relay import MAX_IN_FLIGHT
 from mailgate.wire.relay_imap import HOLD_LIMIT, LINE_LIMIT, MAX_REPLIES, ImapRelay, literal_mode
 from tests.support.cores import Script, deny
 
@@ -577,18 +577,6 @@ def test_a_delay_stops_behind_the_delayed_command() -> None:
     assert data[used:] == b"c NOOP\r\n"
     assert core.delay == 2.5
     assert b"".join(core.to_upstream) == data[:used]
-
-
-def test_the_copying_core_copies() -> None:
-    core = CopyRelay()
-    assert core.client_sent(b"anything", 8, 0.0) == 8
-    core.upstream_sent(b"at all, xx", 7, 0.0)
-    assert [bytes(piece) for piece in core.to_upstream] == [b"anything"]
-    assert [bytes(piece) for piece in core.to_client] == [b"at all,"]
-    assert not core.blocked
-    assert not core.held
-    assert not core.at_boundary
-    assert core.awaited == 1
 
 
 # -------------------------------------------------------------------- properties
