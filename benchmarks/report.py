@@ -58,7 +58,7 @@ def markdown(
 ) -> str:
     """Return the whole report: figures by mode, way and name; ``others`` is the share of CPU that was not ours."""
     what = (
-        f"{_times(rounds, 'round')}; for each figure {sizes.logins} logins by {sizes.concurrency} clients, "
+        f"{_times(rounds, 'round')}; for each figure at most {sizes.logins} logins by {sizes.concurrency} clients, "
         f"{sizes.commands} NOOP, {sizes.fetches} FETCH and {sizes.appends} APPEND of {sizes.message / 1e6:.0f} MB, "
         f"{sizes.sessions} idle sessions. Meanwhile other programs took {others:.0%} of the machine's CPU."
     )
