@@ -37,6 +37,7 @@ _COMMANDS: Final = frozenset(
 _TAKES_NIL: Final = frozenset({"ID"})
 _ROOM_FOR_ANNOUNCEMENT: Final = 64
 _DIGITS: Final = 10
+_TAG_ROOM: Final = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +220,8 @@ class CommandReceiver:
 
     def _begin_overlong(self) -> None:
         self._overlong = True
-        tag = self._tag() or _tag_of(self._buffer.peek(512))
+        # Only what is over the limit in any case is looked at, so that it matters not how the bytes were cut.
+        tag = self._tag() or _tag_of(self._buffer.peek(min(_TAG_ROOM, self._limits.line + 1)))
         self._spoil("Line too long", tag)
 
     def _skip_line(self) -> bool:

@@ -25,6 +25,7 @@ def from_openssl(name: str | None, alpn: Iterable[str] = (), maximum: ssl.TLSVer
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
     if alpn:
         context.set_alpn_protocols(list(alpn))
     if maximum is not None:
