@@ -44,7 +44,7 @@ def test_a_sample_server_that_cannot_start_is_told_with_its_own_words(tmp_path: 
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         with (
-            pytest.raises(demo.DemoError, match="does not start: OSError: .*address already in use"),
+            pytest.raises(demo.DemoError, match=r"does not start: OSError: .*address already in use"),
             demo.sample_server(taken.getsockname()[1], tmp_path),
         ):
             pytest.fail("it started")

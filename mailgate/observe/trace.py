@@ -2,7 +2,8 @@
 
 A trace is a file that shows a dialogue line by line. Credentials are not in it by construction:
 before login the dialogue hands over commands without their arguments where those are secret, and
-in the relay a LOGIN, AUTHENTICATE, PASS or AUTH that is refused there is masked with its literals.
+in the relay a LOGIN, AUTHENTICATE, PASS or AUTH that is refused there is masked with its literals,
+and so is a line that is no command at all.
 Message bodies are left out, as literals and dot-blocks, unless they were asked for. Every trace
 ends by itself, and its start and end are told to the log.
 """
@@ -38,6 +39,10 @@ LONGEST: Final = 24 * 3600.0
 _SECRET = re.compile(
     rb"([ \t]*(?:[^ \t\r\n]+[ \t]+)?(?:LOGIN|AUTHENTICATE|PASS|AUTH|APOP))(?=[ \t\r\n])", re.IGNORECASE
 )
+# A SASL response that is sent although its exchange was refused looks like this, and is no command.
+_NO_IMAP_COMMAND = re.compile(rb"(?!DONE\r?\n)[^ \r\n]+\r?\n", re.IGNORECASE)
+# RFC 1939 §3: keywords have three or four characters.
+_NO_POP3_COMMAND = re.compile(rb"[^ \r\n]{5}")
 _LITERAL = re.compile(rb"\{([0-9]{1,19})\+?\}\r?\n\Z")
 _HUMAN = re.compile(rb"\+|[^ +\r\n]+ (?:OK|NO|BAD|BYE|PREAUTH)(?=[ \r\n])", re.IGNORECASE)
 
@@ -88,6 +93,8 @@ class _Literals:
             self._secret = match is not None
             if match is not None:
                 shown = match[1] + b" <hidden>"
+            elif _NO_IMAP_COMMAND.match(line):
+                shown = b"<hidden>"
         elif self._secret:
             shown = b"<hidden>"
         if literal is not None:
@@ -115,7 +122,8 @@ class _Pop3:
         self._client_line = lines.pop()[:LINE_LIMIT]
         for line in lines:
             match = _SECRET.match(line + b"\n")
-            self._client(match[1] + b" <hidden>" if match else line.rstrip(b"\r")[:LINE_LIMIT])
+            shown = b"<hidden>" if _NO_POP3_COMMAND.match(line) else line.rstrip(b"\r")[:LINE_LIMIT]
+            self._client(match[1] + b" <hidden>" if match else shown)
             self._asked.append(line[:4].upper().rstrip() in (b"RETR", b"TOP"))
 
     def server(self, data: bytes) -> None:

@@ -146,7 +146,7 @@ class Relay:
             return False
         if self._core.opaque:
             return trio.current_time() - self._active >= QUIET_SECONDS
-        return self._core.awaited == 0
+        return not self._core.busy
 
     def end(self, side: Side, reason: str) -> None:
         """End the relay now; the first reason given is the one that is logged."""

@@ -92,6 +92,11 @@ class RelayCore(Protocol):
         """Commands whose answers are worth a short wait after the client has gone."""
         ...
 
+    @property
+    def busy(self) -> bool:
+        """Whether an end now would cut off a command: one in flight, or one that is half sent."""
+        ...
+
 
 class CopyRelay:
     """Copies bytes without looking at them (``inspect = "login"``)."""
@@ -135,3 +140,8 @@ class CopyRelay:
     def awaited(self) -> int:
         """Always one: something may be under way, and only the upstream's close would tell."""
         return 1
+
+    @property
+    def busy(self) -> bool:
+        """Always, as far as can be known."""
+        return True

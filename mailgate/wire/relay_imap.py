@@ -195,6 +195,11 @@ class ImapRelay:
         half_sent = self._part and not self._swallow
         return max(0, self._in_flight - self._idling - half_sent)
 
+    @property
+    def busy(self) -> bool:
+        """Whether a command is under way, an IDLE aside; an upload in the middle of its literal is."""
+        return self._in_flight > self._idling
+
     def client_sent(self, data: bytes | bytearray, end: int, now: float) -> int:
         """Take commands; see ``RelayCore.client_sent``."""
         if self.held:

@@ -113,6 +113,11 @@ class Pop3Relay:
         """Commands in flight: a QUIT whose client has gone must still do its UPDATE."""
         return len(self._in_flight)
 
+    @property
+    def busy(self) -> bool:
+        """Whether a command is under way."""
+        return bool(self._in_flight)
+
     def client_sent(self, data: bytes | bytearray, end: int, now: float) -> int:
         """Take commands; see ``RelayCore.client_sent``."""
         if self.held:

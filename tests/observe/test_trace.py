@@ -153,6 +153,18 @@ IMAP, POP3 = Protocol.IMAP, Protocol.POP3
             id="credentials in POP3",
         ),
         pytest.param(
+            IMAP,
+            [("C", b"a AUTHENTICATE PLAIN\r\n"), ("S", b"a NO\r\n"), ("C", b"AGh1bnRlcjI=\r\nDone\r\n\r\nb NOOP\r\n")],
+            ["C: a AUTHENTICATE <hidden>", "S: a NO", "C: <hidden>", "C: Done", "C: ", "C: b NOOP"],
+            id="a response that comes too late in IMAP",
+        ),
+        pytest.param(
+            POP3,
+            [("C", b"AUTH PLAIN\r\n"), ("S", b"-ERR\r\n"), ("C", b"AGh1bnRlcjI=\r\nNOOP\r\n")],
+            ["C: AUTH <hidden>", "S: -ERR", "C: <hidden>", "C: NOOP"],
+            id="a response that comes too late in POP3",
+        ),
+        pytest.param(
             POP3,
             [("C", b"RETR 1\r\n"), ("S", b"+OK\r\n" + b"x" * 10_000 + b"\r\n.\r\n")],
             ["C: RETR 1", "S: +OK", "S: <10002 bytes>", "S: ."],

@@ -432,6 +432,30 @@ async def test_a_drain_ends_what_has_nothing_under_way(autojump_clock: object) -
         """)
 
 
+@pytest.mark.parametrize(
+    ("protocol", "begun", "done"),
+    [
+        (
+            "imap",
+            f"{IMAP}\nC: b APPEND inbox {{8+}}\\r\\nhalf\\",
+            "C: more\nG: b APPEND inbox {8+}\nG: halfmore\nU: b OK appended\nS: b OK appended",
+        ),
+        ("pop3", f"{POP3}\nC: DELE 1", "G: DELE 1\nU: +OK deleted\nS: +OK deleted"),
+    ],
+    ids=["an upload", "a deletion"],
+)
+async def test_a_drain_waits_for_what_is_under_way(
+    autojump_clock: object, protocol: str, begun: str, done: str
+) -> None:
+    async with on_stage(protocol) as world:
+        await world.stage.play(begun)
+        await trio.testing.wait_all_tasks_blocked()
+        assert world.watch.end_idle("shutting_down") == 1
+        await world.stage.play(done)
+        assert world.watch.end_idle("shutting_down") == 0
+        await world.stage.play("S: * BYE <*>" if protocol == "imap" else "closed: client")
+
+
 async def test_a_drain_ends_an_idle(autojump_clock: object) -> None:
     async with on_stage("imap") as world:
         await world.stage.play(f"{IMAP}\nC: b IDLE\nG: b IDLE\nU: + idling\nS: + idling")

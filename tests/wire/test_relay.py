@@ -24,3 +24,7 @@ def test_the_copying_core_forwards_views_of_the_burst() -> None:
         assert isinstance(piece, memoryview)
         assert piece.obj is burst
         assert piece == expected
+
+
+def test_a_copy_never_knows_that_nothing_is_under_way() -> None:
+    assert CopyRelay().busy

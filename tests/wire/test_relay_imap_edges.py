@@ -311,3 +311,20 @@ def test_an_unfinished_line_is_kept_up_to_the_limit() -> None:
     script = relay()
     assert script.upstream(b"a OK " + b"x" * (HOLD_LIMIT - 5)) == b""
     assert script.upstream(b"x") == b"a OK " + b"x" * (HOLD_LIMIT + 1 - 5 - 32)
+
+
+def test_busy_is_whoever_would_lose_something_by_an_end_now() -> None:
+    upload = relay("LITERAL+")
+    assert not upload.core.busy
+    upload.client(b"a APPEND inbox {8+}\r\nhalf")
+    assert (upload.core.busy, upload.core.awaited) == (True, 0)
+    upload.client(b"more\r\n")
+    assert upload.core.busy
+    upload.upstream(b"a OK done\r\n")
+    assert not upload.core.busy
+    waiting = relay()
+    waiting.client(b"a IDLE\r\n")
+    waiting.upstream(b"+ idling\r\n")
+    assert not waiting.core.busy
+    waiting.client(b"DONE\r\n")
+    assert waiting.core.busy

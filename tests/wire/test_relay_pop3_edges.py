@@ -190,3 +190,12 @@ def test_a_full_queue_blocks() -> None:
     script.client(b"NOOP\r\n")
     assert script.core.blocked
     assert not script.core.held
+
+
+def test_busy_is_whoever_would_lose_something_by_an_end_now() -> None:
+    script = relay()
+    assert not script.core.busy
+    script.client(b"DELE 1\r\n")
+    assert script.core.busy
+    script.upstream(b"+OK\r\n")
+    assert not script.core.busy
