@@ -231,6 +231,15 @@ def test_only_a_logout_that_succeeds_logs_out(command: bytes, answer: bytes, out
     assert script.core.logged_out is out
 
 
+def test_only_a_bye_announces_the_end_of_a_logout() -> None:
+    script = relay()
+    script.client(b"a LOGOUT\r\n")
+    script.upstream(b"* CAPABILITY IMAP4rev1\r\n")
+    assert not script.core.logged_out
+    script.upstream(b"* BYE\r\n")
+    assert script.core.logged_out
+
+
 # -------------------------------------------------------------------- what the upstream says
 
 
@@ -275,6 +284,7 @@ def test_what_looks_like_a_completion_but_is_data(parts: tuple[bytes, ...]) -> N
         (b"* 1 EXISTS\r\n* 2 EXISTS\r\n* NO hi {5}\r\na OK\r\n",),
         (b"* X {1}\r\ny", b"\n* OK hi {5}\r\na OK\r\n"),
         (b"* OK " + b"y" * HOLD_LIMIT, b" {5}\r\n", b"a OK\r\n"),
+        (b"* OK " + b"y" * HOLD_LIMIT, b"y" * HOLD_LIMIT, b" {5}\r\n", b"a OK\r\n"),
         (b"\na OK\r\n",),
     ],
     ids=short,
