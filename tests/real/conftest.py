@@ -168,3 +168,10 @@ def user(server: Dovecot) -> tuple[str, str]:
     """A new user with an empty mailbox, and the password."""
     name = f"user{next(_numbers)}"
     return name, server.users[name]
+
+
+@pytest.fixture
+def other(server: Dovecot) -> tuple[str, str]:
+    """A second new user, and the password."""
+    name = f"user{next(_numbers)}"
+    return name, server.users[name]
