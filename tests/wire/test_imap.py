@@ -284,6 +284,8 @@ def test_a_line_of_just_the_limit() -> None:
         (b"a X " + b"x" * 55 + b"\r\n", b"a"),
         (b"a X " + b"x" * 100 + b"\r\n", b"a"),
         (b"a" * 50 + b" " + b"x" * 20 + b"\n", b"a" * 50),
+        (b"a" * 60 + b" NOOP\n", b"a" * 60),
+        (b"a" * 61 + b" NOOP\n", None),
         (b"(" * 70 + b"\n", None),
         (b"a X " + b"x" * 60 + b" {5}\r\n", b"a"),
         (b"a X " + b"x" * 60 + b" {8+}\r\nz STOP\r\n\r\n", b"a"),
