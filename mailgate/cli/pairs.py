@@ -15,8 +15,9 @@ def unusable_certificates(config: Config, environ: Mapping[str, str]) -> list[Co
     """Return a problem for every pair of files that TLS would not take; the files must be readable."""
     found: list[ConfigProblem] = []
     for path, pair in _pairs(config):
-        # A device from 2005 may need a key that today's level refuses; the legacy profile permits it.
-        found += _unusable(path, pair.certificate, pair.key, environ, weak=_uses_legacy(config))
+        # A device from 2005 may need a key that today's level refuses; the legacy profile permits it. Every
+        # listener loads every pair, so one with another profile would refuse it.
+        found += _unusable(path, pair.certificate, pair.key, environ, weak=_uses_only_legacy(config))
     for name, pool in config.pool.items():
         path, tls = f"pool.{key(name)}.tls", pool.tls
         if tls.certificate is not None:
@@ -43,9 +44,9 @@ def _pairs(config: Config) -> Iterator[tuple[str, KeyPair]]:
             yield f"{path}.alternate", owner.alternate
 
 
-def _uses_legacy(config: Config) -> bool:
+def _uses_only_legacy(config: Config) -> bool:
     default = config.tls.profile if config.tls is not None else None
-    return any((listener.profile or default) == "legacy" for listener in config.listener)
+    return all((listener.profile or default) == "legacy" for listener in config.listener if listener.tls != "off")
 
 
 def _unusable(
@@ -69,6 +70,9 @@ def _unusable(
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
             yield ConfigProblem(f"{path}.key", text(opened), f"is not the key of {certificate}")
+        elif error.reason == "EE_KEY_TOO_SMALL":
+            message = "its key is too short: only profile = legacy, on every listener with TLS, takes it"
+            yield ConfigProblem(f"{path}.certificate", text(certificate), message)
         elif asked:
             has_password = key_file is not None and key_file.password is not None
             message = "its password does not open it" if has_password else "is encrypted: add its password"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ssl
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -50,6 +50,13 @@ _REASONS: Final = (
     ("CERTIFICATE", "unknown_certificate"),
 )
 """Parts of OpenSSL's reasons and our words for them; the first that fits counts."""
+
+
+_FILE_REASONS: Final = {
+    "KEY_VALUES_MISMATCH": "the key is not the certificate's",
+    "EE_KEY_TOO_SMALL": "the key is too short for any profile but legacy",
+}
+"""What OpenSSL says of files that do not fit, in our words."""
 
 
 class HandshakeFailed(MailgateError):
@@ -115,6 +122,7 @@ class _Pair:
         except ssl.SSLError as error:
             wrong = ", or the wrong password" if asked else ""
             reason = error.reason or f"not a certificate and its key in PEM form{wrong}"
+            reason = _FILE_REASONS.get(reason, reason)
             raise TlsFilesError(f"{self.certificate} and {self.key.file}: {reason}") from error
         except OSError as error:
             raise TlsFilesError(f"{error.filename or self.certificate}: {error.strerror or error}") from error
@@ -149,13 +157,15 @@ class _Identity:
     stamps: tuple[object, ...] = ()
     kinds: tuple[str, ...] = ()
 
-    def load(self, uses: Iterable[Use]) -> None:
+    def load(self, uses: Collection[Use]) -> None:
         """Load the files into a context for each use, the one that is there where it can stay.
 
         Raises TlsFilesError and changes nothing if they are bad.
         """
-        for pair in self.pairs:
-            pair.load(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
+        for profile in sorted({profile for profile, _ in uses}):
+            for pair in self.pairs:
+                # What is too weak for one profile may do for another, so each has its say.
+                pair.load(_new_context(profile, Protocol.IMAP))
         kinds = tuple(pair.kind() for pair in self.pairs)
         # A context keeps one certificate for each type of key: a new type would leave the old one beside it.
         kept = self.contexts if kinds == self.kinds else {}

@@ -10,6 +10,7 @@ ends by itself, and its start and end are told to the log.
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 import secrets
@@ -49,6 +50,21 @@ _HUMAN = re.compile(rb"\+|[^ +\r\n]+ (?:OK|NO|BAD|BYE|PREAUTH)(?=[ \r\n])", re.I
 
 class TraceError(MailgateError):
     """A trace cannot be started; the text says why."""
+
+
+def _canonical(address: str) -> str:
+    """Return an address in the form that ``Peer`` has; raises TraceError for what is none."""
+    if address == "unix":
+        return address
+    try:
+        found = ipaddress.ip_address(address)
+    except ValueError:
+        raise TraceError("not an IP address; connections over Unix sockets have the address unix") from None
+    return str(getattr(found, "ipv4_mapped", None) or found)
+
+
+def _folded(user: str | None) -> str | None:
+    return None if user is None else user.casefold()
 
 
 class _Literals:
@@ -221,9 +237,15 @@ class Tracer:
             raise TraceError("traces are off: set trace.directory in the configuration")
         if (user is None) == (address is None):
             raise TraceError("name a user or an address")
+        if address is not None:
+            address = _canonical(address)
         if not 0 < seconds <= LONGEST:
             raise TraceError(f"a trace runs from 1 to {LONGEST:.0f} seconds")
         self._expire()
+        for active in self._active.values():
+            # A session is written to one file, so a second trace of the same would stay empty.
+            if active.address == address and _folded(active.user) == _folded(user):
+                raise TraceError(f"this is traced already: {active.id}")
         if len(self._active) >= TRACES:
             raise TraceError(f"{TRACES} traces run already; stop one first")
         name = secrets.token_hex(6)
@@ -269,7 +291,7 @@ class Tracer:
         self._expire()
         user = None if session.user is None else session.user.decode("utf-8", "backslashreplace").casefold()
         for active in self._active.values():
-            if active.address == session.peer.address or (active.user is not None and active.user.casefold() == user):
+            if active.address == session.peer.address or (active.user is not None and _folded(active.user) == user):
                 return Trace(self, active, session)
         return None
 

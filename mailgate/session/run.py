@@ -100,6 +100,7 @@ class _BeforeLogin:
         session.user = login.user
         session.mechanism = login.mechanism
         session.client_id = login.client_id
+        session.route = session.pool = session.server = None
         self.dialogue.trace = self.dialogue.trace or services.trace(session)
         try:
             route = await services.route(login, session)
@@ -113,11 +114,12 @@ class _BeforeLogin:
     async def _refuse(self, refusal: Refusal) -> None:
         """Answer a failed attempt, after the delay that the gate asks for."""
         session, services = self.session, self.services
+        counted = refusal.reason in answers.COUNTED_REASONS
+        session.failures += counted
         services.emit(LoginRefused(session, refusal.reason))
-        if refusal.reason not in answers.COUNTED_REASONS:
+        if not counted:
             await self.dialogue.refuse(refusal)
             return
-        session.failures += 1
         verdict, seconds = services.gate.login_failed(session.failures)
         if seconds:
             services.emit(LimitStruck(session, "failure_delay", "delay", seconds))

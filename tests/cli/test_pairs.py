@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives import serialization
 
 from mailgate.cli.pairs import unusable_certificates
 from mailgate.config import load
+from tests.support.certificates import write_short_key
 
 SOURCE = """
 [tls]
@@ -99,8 +100,22 @@ def test_files_that_are_something_else(folder: Path) -> None:
     ]
 
 
-def test_the_legacy_profile_takes_keys_of_its_time(folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("other_listener", "wrong"),
+    [
+        ("", []),
+        ('tls = "off"', []),
+        ('tls = "starttls"', ["tls.certificate"]),
+    ],
+)
+def test_a_short_key_needs_the_legacy_profile_everywhere(folder: Path, other_listener: str, wrong: list[str]) -> None:
+    write_short_key(folder)
+    source = SOURCE.format(key='"short.key"', alternate="one.key", ca="ca.pem", client="one.both")
+    source = source.replace('"one.pem"\nkey', '"short.pem"\nkey').replace("bind =", 'profile = "legacy"\nbind =')
+    if other_listener:
+        source += f'[[listener]]\nname = "other"\nprotocol = "imap"\nbind = "127.0.0.1:1143"\n{other_listener}\n'
     path = folder / "mailgate.toml"
-    source = SOURCE.format(key='"one.key"', alternate="one.key", ca="ca.pem", client="one.both")
-    path.write_text(source.replace("[[tls.sni]]", 'profile = "legacy"\n[[tls.sni]]'))
-    assert unusable_certificates(load(path, {}), {}) == []
+    path.write_text(source)
+    found = unusable_certificates(load(path, {}), {})
+    assert [problem.path for problem in found] == wrong
+    assert all("its key is too short" in problem.message for problem in found)

@@ -22,7 +22,7 @@ from mailgate.config import Tls
 from mailgate.model import Protocol, TlsInfo
 from mailgate.net.tls import PLAIN_ANSWERS, HandshakeFailed, ServerTls, TlsFilesError
 from mailgate.stream import SocketStream
-from tests.support.certificates import Authority, Issued, authority
+from tests.support.certificates import Authority, Issued, authority, write_short_key
 
 IMAP = Protocol.IMAP
 MINUTE = 60.0
@@ -387,8 +387,8 @@ async def test_a_renewed_certificate_of_another_key_type_leaves_nothing_behind(c
 @pytest.mark.parametrize(
     ("damage", "problem"),
     [
-        (lambda pair, other: shutil.copy(other.key, pair.key), "KEY_VALUES_MISMATCH"),
-        (lambda pair, other: shutil.copy(other.certificate, pair.certificate), "KEY_VALUES_MISMATCH"),
+        (lambda pair, other: shutil.copy(other.key, pair.key), "the key is not the certificate's"),
+        (lambda pair, other: shutil.copy(other.certificate, pair.certificate), "the key is not the certificate's"),
         (lambda pair, other: pair.certificate.unlink(), "No such file or directory"),
         (lambda pair, other: pair.key.unlink(), "No such file or directory"),
         (lambda pair, other: pair.certificate.write_text("nothing"), "not a certificate and its key in PEM form"),
@@ -442,11 +442,20 @@ def test_a_file_that_is_missing_at_the_start(missing: str, issued: Issued) -> No
         server_tls(issued)
 
 
+def test_a_short_key_is_for_legacy_alone(tmp_path: Path) -> None:
+    certificate, key = write_short_key(tmp_path)
+    short = Tls.model_validate({"certificate": certificate, "key": key})
+    ServerTls(short, [("legacy", IMAP)])
+    with pytest.raises(TlsFilesError) as caught:
+        ServerTls(short, [("legacy", IMAP), ("intermediate", IMAP)])
+    assert str(caught.value) == f"{certificate} and {key}: the key is too short for any profile but legacy"
+
+
 def test_a_pair_that_does_not_match_at_the_start(ca: Authority, issued: Issued, tmp_path: Path) -> None:
     other = ca.issue("other.example.org", parent=tmp_path, stem="other")
     with pytest.raises(TlsFilesError) as caught:
         server_tls(issued, key=other.key)
-    assert str(caught.value) == f"{issued.certificate} and {other.key}: KEY_VALUES_MISMATCH"
+    assert str(caught.value) == f"{issued.certificate} and {other.key}: the key is not the certificate's"
 
 
 async def test_an_encrypted_key(ca: Authority, issued: Issued, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

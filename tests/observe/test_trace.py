@@ -237,6 +237,9 @@ def test_a_line_without_end_costs_nothing(world: World) -> None:
         ({"user": "j\\xffe"}, {"user": b"j\xffe"}, True),
         ({"user": None, "address": "192.0.2.1"}, {"user": None}, True),
         ({"user": None, "address": "192.0.2.1"}, {"address": "192.0.2.10"}, False),
+        ({"user": None, "address": "::ffff:192.0.2.1"}, {}, True),
+        ({"user": None, "address": "2001:DB8:0::1"}, {"address": "2001:db8::1"}, True),
+        ({"user": None, "address": "unix"}, {"address": "unix"}, True),
     ],
 )
 def test_whose_sessions_are_traced(asked: Any, session: Any, traced: bool, world: World) -> None:
@@ -262,6 +265,10 @@ def test_files_are_for_their_owner_alone(tmp_path: Path, world: World) -> None:
     [
         ({"user": None}, "name a user or an address"),
         ({"address": "192.0.2.1"}, "name a user or an address"),
+        (
+            {"user": None, "address": "192.0.2.300"},
+            "not an IP address; connections over Unix sockets have the address unix",
+        ),
         ({"seconds": 0}, "a trace runs from 1 to 86400 seconds"),
         ({"seconds": LONGEST + 1}, "a trace runs from 1 to 86400 seconds"),
         ({"seconds": float("nan")}, "a trace runs from 1 to 86400 seconds"),
@@ -282,9 +289,24 @@ def test_traces_that_are_off_or_have_no_place(tmp_path: Path) -> None:
         World(tmp_path / "file").start()
 
 
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({"user": "joe@example.org"}, {"user": "Joe@Example.org"}),
+        ({"user": None, "address": "2001:db8::1"}, {"user": None, "address": "2001:DB8::0:1"}),
+    ],
+)
+def test_nobody_is_traced_twice_at_a_time(first: Any, second: Any, world: World) -> None:
+    running = world.start(**first)["id"]
+    with pytest.raises(TraceError, match=f"this is traced already: {running}"):
+        world.start(**second)
+    world.now += 61
+    assert world.start(**second)["id"] != running
+
+
 def test_so_many_traces_at_a_time(world: World) -> None:
-    for _ in range(TRACES):
-        world.start()
+    for number in range(TRACES):
+        world.start(user=f"joe{number}")
     with pytest.raises(TraceError, match="16 traces run already; stop one first"):
         world.start()
     world.now += 61

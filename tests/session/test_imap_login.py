@@ -314,6 +314,23 @@ async def test_after_a_failed_login_the_next_one_counts(autojump_clock: object) 
     assert (world.session.route, world.session.pool) == ("default", "backend")
 
 
+async def test_nothing_of_an_earlier_login_is_told_of_the_next(autojump_clock: object) -> None:
+    async with on_stage("imap", World(Stage(), fail=[Failure.CONNECT])) as world:
+        await world.stage.play(f"""
+            {GREETING}
+            C: a LOGIN alice secret
+            S: a NO [UNAVAILABLE] <*>
+        """)
+        assert world.session is not None
+        assert (world.session.route, world.session.pool) == ("default", "backend")
+        world.route = None
+        await world.stage.play("""
+            C: b LOGIN bob secret
+            S: b NO [AUTHENTICATIONFAILED] Authentication failed.
+        """)
+        assert (world.session.user, world.session.route, world.session.pool) == (b"bob", None, None)
+
+
 async def test_capabilities_are_told_again_to_those_who_asked(autojump_clock: object) -> None:
     world = World(Stage(), untagged=(b"* 1 RECENT\r\n", b"* OK welcome\r\n"))
     async with on_stage("imap", world):
