@@ -16,6 +16,7 @@ from typing import Final
 import structlog
 import trio
 
+import mailgate
 from mailgate import events
 from mailgate.config import Config, Endpoint, Listener, Tls
 from mailgate.errors import MailgateError, UpstreamFailed
@@ -229,6 +230,7 @@ class Gateway:
 
     async def run(self, task_status: trio.TaskStatus[list[socket.socket]] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until SIGTERM or SIGINT, or until cancelled; ``task_status`` gets the mail sockets."""
+        self.log.info("starting", version=mailgate.__version__)
         mail: list[tuple[Listener, list[socket.socket]]] = []
         everything: list[socket.socket] = []
         try:
@@ -275,11 +277,13 @@ class Gateway:
         if self.tls is not None:
             nursery.start_soon(self.tls.watch, self._reloaded)
         if self.config.metrics is not None:
-            app = http.metrics_app(self.metrics.scrape, self._not_ready)
-            nursery.start_soon(http.serve_http, app, open_socket(self.config.metrics.bind))
+            app, endpoint = http.metrics_app(self.metrics.scrape, self._not_ready), self.config.metrics.bind
+            nursery.start_soon(http.serve_http, app, open_socket(endpoint))
+            self.log.info("listening", listener="metrics", protocol="http", bind=[str(endpoint)])
         if self.config.admin is not None:
             app, endpoint = admin.admin_app(self.tracer), Endpoint("", 0, self.config.admin.socket)
             nursery.start_soon(http.serve_http, app, open_socket(endpoint, private=True))
+            self.log.info("listening", listener="admin", protocol="http", bind=[str(endpoint)])
 
     async def _until_stopped(self, signals: AsyncIterator[int]) -> None:
         async for number in signals:
@@ -319,7 +323,7 @@ class Gateway:
 
     def _tell_start(self, mail: list[tuple[Listener, list[socket.socket]]]) -> None:
         for warning in self.config.warnings:
-            self.log.warning(str(warning))
+            self.log.warning("configuration", warning=warning)
         for listener, _ in mail:
             self.log.info(
                 "listening",

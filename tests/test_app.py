@@ -21,6 +21,7 @@ import pytest
 import structlog
 import trio
 
+import mailgate
 from mailgate import app
 from mailgate.app import Gateway, main
 from mailgate.config import Admin, Config, Endpoint, LimitSettings, Metrics, Pool, Tls, TraceSettings
@@ -542,9 +543,10 @@ async def test_what_is_told_at_the_start(caplog: pytest.LogCaptureFixture) -> No
             "tls": "off",
             "protocol": "imap",
         }.items()
-        warnings = [str(warning) for warning in gateway.gateway.config.warnings]
+        warnings = list(gateway.gateway.config.warnings)
         assert warnings
-        assert all(gateway.logged(warning) for warning in warnings)
+        assert [line["warning"] for line in gateway.logged("configuration")] == warnings
+        assert [line["version"] for line in gateway.logged("starting")] == [mailgate.__version__]
 
 
 async def test_accepting_that_rests_is_told() -> None:

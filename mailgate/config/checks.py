@@ -57,8 +57,9 @@ class Draft:
 
 def suggestion(word: str, known: Iterable[str]) -> str:
     """Return ``; did you mean "x"?`` for the known word nearest to ``word``, else nothing."""
-    near = difflib.get_close_matches(word, sorted(known), n=1, cutoff=0.6)
-    return f'; did you mean "{near[0]}"?' if near else ""
+    spellings = {name.casefold(): name for name in sorted(known)}
+    near = difflib.get_close_matches(word.casefold(), spellings, n=1, cutoff=0.6)
+    return f'; did you mean "{spellings[near[0]]}"?' if near else ""
 
 
 def problems(draft: Draft) -> Iterator[ConfigProblem]:

@@ -33,14 +33,15 @@ from mailgate.config.values import (
     Endpoints,
     FilePath,
     Flag,
-    IpNetwork,
     KeyFile,
     Name,
+    Networks,
     Seconds,
     Settings,
     Size,
     Texts,
     is_host_name,
+    one_or_many,
 )
 from mailgate.model import Protocol
 
@@ -78,7 +79,7 @@ class Listener(Settings):
         json_schema_extra=shown("true when every bind is loopback or a Unix socket, else false"),
         description="Whether passwords are taken without TLS (only with tls = off or starttls-optional).",
     )
-    trusted: tuple[IpNetwork, ...] = Field(
+    trusted: Networks = Field(
         default=(),
         max_length=1000,
         description="Networks of proxies and webmail whose word is believed: the x-* pairs of their "
@@ -132,10 +133,18 @@ class Server(Settings):
     @model_validator(mode="before")
     @classmethod
     def _from_address(cls, value: object) -> object:
+        if isinstance(value, int | float):
+            raise ValueError('a server is "host:port" or { address = "host:port", name = "…" }')  # noqa: TRY004
         return {"address": value} if isinstance(value, str | Endpoint) else value
 
 
 ServerEntry = Annotated[Server, BeforeValidator(lambda value: value, json_schema_input_type=Endpoint | Server)]
+ServerEntries = Annotated[
+    tuple[ServerEntry, ...],
+    BeforeValidator(
+        one_or_many, json_schema_input_type=Endpoint | Annotated[tuple[ServerEntry, ...], Field(min_length=1)]
+    ),
+]
 UpstreamTlsEntry = Annotated[
     UpstreamTls, BeforeValidator(lambda value: value, json_schema_input_type=UpstreamTlsMode | UpstreamTls)
 ]
@@ -146,7 +155,7 @@ class Pool(Settings):
 
     name: str = Field(default="", exclude=True, json_schema_extra={"x-internal": True})
     protocol: Protocol = Field(description="What the servers speak.")
-    servers: tuple[ServerEntry, ...] = Field(
+    servers: ServerEntries = Field(
         min_length=1, max_length=1000, description="The servers: addresses, or { address, name } each."
     )
     tls: UpstreamTlsEntry = Field(

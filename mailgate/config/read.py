@@ -21,9 +21,10 @@ from mailgate.config.models import (
     Metrics,
     Pool,
     RouteRule,
+    Server,
     TraceSettings,
 )
-from mailgate.config.values import SecretSource, Settings, format_duration
+from mailgate.config.values import SecretSource, Settings, format_duration, format_size, parse_size, reads
 from mailgate.errors import ConfigError, ConfigProblem
 
 # Values of such keys, and of the tables they hold, are not shown whatever else is wrong with them.
@@ -43,9 +44,10 @@ _TYPES: Final = {
     "too_short": "must not be empty",
     "string_too_short": "must not be empty",
 }
-_PATTERNS: Final = {
-    "env": "must be the name of an environment variable",
-    "name": "must be printable; names of listeners and routes are letters, digits, - _ and .",
+
+_PATTERNS: Final[dict[type[Settings] | None, str]] = {
+    SecretSource: "must be the name of an environment variable",
+    Server: "must be printable ASCII",
 }
 
 Location = tuple[int | str, ...]
@@ -215,8 +217,8 @@ def _real_location(detail: ErrorDetails, raw: Mapping[str, Any]) -> Location:
 def _message(detail: ErrorDetails, location: Location, raw: Mapping[str, Any]) -> str:
     kind, context = detail["type"], detail.get("ctx", {})
     last = str(location[-1]) if location else ""
+    model = _model_at(location[:-1])
     if kind == "missing":
-        model = _model_at(location[:-1])
         info = model.model_fields.get(last) if model is not None else None
         return f"is missing. {info.description or ''}".rstrip() if info is not None else "is missing"
     if kind == "extra_forbidden":
@@ -229,11 +231,16 @@ def _message(detail: ErrorDetails, location: Location, raw: Mapping[str, Any]) -
         known = re.findall(r'"([^"]*)"', expected)
         return f"must be {expected}" + (suggestion(value, known) if isinstance(value, str) else "")
     if kind == "string_pattern_mismatch":
-        return _PATTERNS.get(last, "must start with a letter or digit; then letters, digits, - _ and .")
+        return _PATTERNS.get(model, "must start with a letter or digit; then letters, digits, - _ and .")
     if kind in ("greater_than_equal", "less_than_equal"):
         bound = context["ge"] if kind == "greater_than_equal" else context["le"]
-        shown = format_duration(bound) if isinstance(bound, float) else str(bound)
+        is_size = model is not None and reads(model.model_fields[last], parse_size)
+        shown = format_duration(bound) if isinstance(bound, float) else format_size(bound) if is_size else str(bound)
         return f"must be at {'least' if kind == 'greater_than_equal' else 'most'} {shown}"
+    if kind == "tuple_type" and isinstance(_value_at(location, raw), dict) and _model_at((*location, 0)) is not None:
+        return f"must be an array of tables: write [[{_path(location)}]]"
+    if kind == "dict_type" and isinstance(_value_at(location, raw), list):
+        return f"must be tables with a name each: write [{_path(location)}.NAME]"
     if kind in ("too_long", "string_too_long"):
         return f"is too long: at most {context['max_length']}"
     return _TYPES.get(kind, detail["msg"][:1].lower() + detail["msg"][1:])
@@ -245,7 +252,9 @@ def _unknown_key(location: Location) -> str:
     known = _option_names(model) if model is not None else []
     hint = suggestion(word, known)
     if not hint:
-        homes = sorted({home for home, names in _homes(Config, "").items() if word in names})
+        homes = [home for home, names in _homes(Config, "").items() if word in names]
+        # The table that is least deep is the one that most people mean.
+        homes.sort(key=lambda home: (home.count("."), home))
         hint = f"; it belongs to {', '.join(homes)}" if homes else ""
     return f"unknown key{hint}" if hint else f"unknown key; known here: {', '.join(known)}"
 

@@ -21,6 +21,7 @@ from mailgate.config.values import (
     format_size,
     parse_duration,
     parse_size,
+    reads,
 )
 
 # Tables that read better on one line than under a heading of their own.
@@ -89,9 +90,9 @@ def _reference_table(model: type[BaseModel]) -> Iterator[str]:
 
 def _kind(info: FieldInfo) -> str:
     """Return what an option's value is, in words."""
-    if _reads(info, parse_duration):
+    if reads(info, parse_duration):
         return "duration"
-    if _reads(info, parse_size):
+    if reads(info, parse_size):
         return "size"
     for item in info.metadata:
         if isinstance(item, BeforeValidator) and item.json_schema_input_type is not PydanticUndefined:
@@ -138,10 +139,6 @@ def _default(info: FieldInfo) -> str:
     return f"`{_value(info.default, info)}`" if info.default != () else "none"
 
 
-def _reads(info: FieldInfo, reader: object) -> bool:
-    return any(isinstance(item, BeforeValidator) and item.func is reader for item in info.metadata)
-
-
 def _table(path: str, model: BaseModel, heading: str) -> Iterator[str]:
     """Yield the lines of a table: its own options first, then the tables inside it."""
     if heading:
@@ -174,7 +171,7 @@ def _value(value: object, info: FieldInfo) -> str:
     if isinstance(value, float):
         return text(format_duration(value))
     if isinstance(value, int):
-        return text(format_size(value)) if _reads(info, parse_size) else str(value)
+        return text(format_size(value)) if reads(info, parse_size) else str(value)
     if isinstance(value, tuple):
         return "[" + ", ".join(_value(item, info) for item in value) + "]"
     if isinstance(value, BaseModel):

@@ -28,6 +28,7 @@ from pydantic import (
     ValidationInfo,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 from pydantic.json_schema import JsonSchemaValue, WithJsonSchema
 from pydantic_core import CoreSchema, core_schema
 
@@ -147,7 +148,8 @@ def _checked_host(host: str) -> str:
         pass
     # A name of digits and dots alone is a mistyped address, which a resolver would be asked in vain.
     if not is_host_name(host) or host.replace(".", "").isdigit():
-        raise ValueError("not an address and not a host name")
+        every = '; to listen on every address, write "0.0.0.0" or "[::]"' if host in ("", "*") else ""
+        raise ValueError(f"not an address and not a host name{every}")
     return host.lower()
 
 
@@ -196,6 +198,11 @@ def format_size(size: int) -> str:
     return f"{size} B"
 
 
+def reads(info: FieldInfo, reader: object) -> bool:
+    """Whether an option is read by ``reader``, such as :func:`parse_size`."""
+    return any(isinstance(item, BeforeValidator) and item.func is reader for item in info.metadata)
+
+
 def _resolve(path: Path, info: ValidationInfo) -> Path:
     if "\0" in str(path) or str(path) == ".":
         raise ValueError("not the path of a file")
@@ -203,8 +210,9 @@ def _resolve(path: Path, info: ValidationInfo) -> Path:
     return base / path if isinstance(base, Path) else path
 
 
-def _one_or_many(value: object) -> object:
-    return [value] if isinstance(value, str) else value
+def one_or_many(value: object) -> object:
+    """Return a list of what stands alone; a table alone is left, since it is more likely a mistake."""
+    return value if isinstance(value, list | tuple | dict) else [value]
 
 
 def _network(value: object) -> object:
@@ -250,14 +258,20 @@ IpNetwork = Annotated[
     BeforeValidator(_network),
     WithJsonSchema({"type": "string", "title": "Network", "description": '"10.0.0.0/8" or "2001:db8::/32"'}),
 ]
+Networks = Annotated[
+    tuple[IpNetwork, ...],
+    BeforeValidator(one_or_many, json_schema_input_type=IpNetwork | tuple[IpNetwork, ...]),
+]
 Endpoints = Annotated[
     tuple[Endpoint, ...],
     Field(min_length=1),
-    BeforeValidator(_one_or_many, json_schema_input_type=Endpoint | tuple[Endpoint, ...]),
+    BeforeValidator(
+        one_or_many, json_schema_input_type=Endpoint | Annotated[tuple[Endpoint, ...], Field(min_length=1)]
+    ),
 ]
 Texts = Annotated[
     tuple[str, ...],
-    BeforeValidator(_one_or_many, json_schema_input_type=str | tuple[str, ...]),
+    BeforeValidator(one_or_many, json_schema_input_type=str | tuple[str, ...]),
 ]
 
 

@@ -15,7 +15,7 @@ import structlog
 from structlog.typing import EventDict, WrappedLogger
 
 from mailgate import events
-from mailgate.model import Secret, Session
+from mailgate.model import Failure, Secret, Session
 
 _LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 _SECRET_KEY = re.compile(r"pass|secret|token|credential|authorization", re.IGNORECASE)
@@ -45,6 +45,16 @@ def redact(logger: WrappedLogger, method: str, entry: EventDict) -> EventDict:
     return entry
 
 
+def without_gaps(logger: WrappedLogger, method: str, entry: EventDict) -> EventDict:
+    """Leave out what is not known: for people it is noise, while a program wants every key in every line."""
+    return {key: value for key, value in entry.items() if value is not None}
+
+
+def heading_first(logger: WrappedLogger, method: str, entry: EventDict) -> EventDict:
+    """Let each line begin with when, how bad and what, so that columns of them can be read."""
+    return {key: entry[key] for key in ("timestamp", "level", "event")} | dict(entry)
+
+
 def configure(
     form: Literal["json", "text"] | None, level: str, stream: TextIO | None = None
 ) -> structlog.stdlib.BoundLogger:
@@ -53,7 +63,9 @@ def configure(
     text = form == "text" or (form is None and stream.isatty())
     stamper = structlog.processors.TimeStamper(fmt="%Y-%m-%d %H:%M:%S" if text else "iso", utc=not text)
     renderer: Any = (
-        structlog.dev.ConsoleRenderer(colors=stream.isatty(), exception_formatter=structlog.dev.plain_traceback)
+        structlog.dev.ConsoleRenderer(
+            colors=stream.isatty(), sort_keys=False, exception_formatter=structlog.dev.plain_traceback
+        )
         if text
         else structlog.processors.JSONRenderer(sort_keys=False)
     )
@@ -63,7 +75,7 @@ def configure(
             stamper,
             redact,
             structlog.processors.StackInfoRenderer(),
-            *([] if text else [structlog.processors.format_exc_info]),
+            *([without_gaps] if text else [structlog.processors.format_exc_info, heading_first]),
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
@@ -96,7 +108,10 @@ class SessionLog:
             case events.LoginRefused(reason=reason):
                 self._log.warning("login refused", **self._who(session), reason=reason, failures=session.failures)
             case events.UpstreamRefused(pool=pool, server=server, failure=failure, state=state, detail=detail):
-                self._log.warning(
+                # That a password was wrong is told as "login refused"; here it would hide what is broken.
+                level = logging.INFO if failure is Failure.AUTH_REJECTED else logging.WARNING
+                self._log.log(
+                    level,
                     "upstream failed",
                     **self._who(session),
                     pool=pool,

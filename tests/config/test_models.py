@@ -126,7 +126,7 @@ pool = "with.dot"
 [[route]]
 name = "rest"
 pool = "main"
-""".replace('"b:993"', '["b:993"]')
+"""
     )
     assert {name: pool.name for name, pool in config.pool.items()} == {"main": "main", "with.dot": "with.dot"}
     assert [rule.name for rule in config.route] == ["route[0]", "rest"]

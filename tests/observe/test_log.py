@@ -126,6 +126,11 @@ def test_the_line_of_a_session_that_never_said_anything() -> None:
                 "detail": "no answer",
             },
         ),
+        (
+            events.UpstreamRefused(a_session(), "main", "imap1:993", Failure.AUTH_REJECTED, "login/banner", "NO"),
+            "info",
+            {"failure": "auth_rejected"},
+        ),
         (events.TlsFailed(a_session(), "alpn"), "info", {"reason": "alpn"}),
         (
             events.LimitStruck(a_session(), "half_open", "shed", 1.23456),
@@ -223,6 +228,26 @@ def test_the_form_follows_the_stream(form: Any, stream: io.StringIO, is_json: bo
     configure(form, "info", stream).info("hello", number=1)
     assert stream.getvalue().startswith("{") is is_json
     assert ("\x1b[" in stream.getvalue()) is (stream.isatty() and not is_json)
+
+
+def test_a_line_for_programs_begins_with_its_heading_and_has_every_key() -> None:
+    line = told(events.LoginRefused(a_session(), "invalid_mech"))
+    assert list(line)[:4] == ["timestamp", "level", "event", "session"]
+    assert line["user"] is None
+
+
+def test_a_line_for_people_has_what_is_known_in_the_order_of_the_event() -> None:
+    stream = io.StringIO()
+    SessionLog(configure("text", "info", stream))(events.LoginRefused(a_session(failures=1), "invalid_mech"))
+    assert stream.getvalue().split("login refused", 1)[1].split() == [
+        "session=5e5510",
+        "protocol=imap",
+        "listener=imaps",
+        "address=192.0.2.1",
+        "port=4711",
+        "reason=invalid_mech",
+        "failures=1",
+    ]
 
 
 def test_the_level() -> None:
