@@ -32,7 +32,7 @@ config_option = click.option(
     "--config",
     envvar="MAILGATE_CONFIG",
     type=click.Path(path_type=Path),
-    help=f"The configuration file.  [default: {DEFAULT_CONFIG}]",
+    help=f"The configuration file.  [default: $MAILGATE_CONFIG or {DEFAULT_CONFIG}]",
 )
 
 
@@ -54,6 +54,9 @@ def reports_failures(function: Callable[P, R]) -> Callable[P, R]:
             raise SystemExit(EXIT_CONFIG) from None
         except MailgateError as error:
             fail(str(error))
+        except BrokenPipeError:
+            # Whoever read the output has seen enough, as `head` does; click leaves without a word.
+            raise
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
             fail(f"{where}{error.strerror or error}")

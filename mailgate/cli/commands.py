@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 import click
 
@@ -25,9 +26,12 @@ from mailgate.cli.base import (
 from mailgate.cli.pairs import unusable_certificates
 from mailgate.cli.quickstart import Quickstart
 from mailgate.config import Config, Pool
+from mailgate.config.values import is_host_name
 from mailgate.errors import ConfigError
 from mailgate.model import Protocol
 from mailgate.routing.static import StaticRouter, Step
+
+PLACEHOLDERS: Final = "[tls] names files that you still have to put there; `mailgate cert self-signed` makes a pair."
 
 
 @click.group(
@@ -88,6 +92,8 @@ def run(
 ) -> None:
     """Run the gateway with the file CONFIG, or without one in front of --upstream.
 
+    CONFIG is $MAILGATE_CONFIG or /etc/mailgate/mailgate.toml where it is not given.
+
     \b
     mailgate run /etc/mailgate/mailgate.toml
     mailgate run --upstream imaps://mail.example.org
@@ -101,7 +107,7 @@ def run(
         for option, value in given.items():
             if value:
                 raise click.UsageError(f"{option} goes with --upstream; with a file, write it there.")
-        raise SystemExit(_serve(_load_usable(config)))
+        raise SystemExit(_serve(_usable(load_config(config))))
     if config is not None and not _from_environment("config"):
         raise click.UsageError("Give either a configuration file or --upstream.")
     try:
@@ -111,21 +117,24 @@ def run(
     with contextlib.ExitStack() as stack:
         if plan.needs_certificate and not only_print:
             plan = plan.with_certificate(*stack.enter_context(_temporary_certificate()))
-        built = configuration.parse(plan.to_toml(), base=Path.cwd(), environ=os.environ)
+        source, base = plan.to_toml(), Path.cwd()
         if only_print:
-            click.echo(built.masked_toml(), nl=False)
+            click.echo(configuration.parse(source, base=base, environ=os.environ).masked_toml(), nl=False)
+            if plan.needs_certificate:
+                click.echo(PLACEHOLDERS, err=True)
             return
+        built = _usable(configuration.parse(source, base=base, environ=os.environ, files=True))
         for line in plan.notes:
             click.echo(f"{click.style('mailgate:', bold=True)} {line}", err=True)
         raise SystemExit(_serve(built))
 
 
-def _load_usable(path: Path | None) -> Config:
-    loaded = load_config(path)
-    problems = unusable_certificates(loaded, os.environ)
+def _usable(config: Config) -> Config:
+    """Return a configuration whose certificates and keys can be used; raises ConfigError."""
+    problems = unusable_certificates(config, os.environ)
     if problems:
         raise ConfigError(problems)
-    return loaded
+    return config
 
 
 def _serve(config: Config) -> int:
@@ -149,7 +158,8 @@ def _temporary_certificate() -> Iterator[tuple[Path, Path]]:
 
     with tempfile.TemporaryDirectory(prefix="mailgate-") as folder:
         paths = Path(folder, "certificate.pem"), Path(folder, "key.pem")
-        names = list(dict.fromkeys([socket.gethostname(), "localhost", "127.0.0.1", "::1"]))
+        names = [name for name in dict.fromkeys((socket.gethostname(), "localhost")) if is_host_name(name)]
+        names += ["127.0.0.1", "::1"]
         certificate.write(*paths, *certificate.self_signed(names, days=30))
         yield paths
 
@@ -161,10 +171,12 @@ def _temporary_certificate() -> Iterator[tuple[Path, Path]]:
 def check(config: Path | None, print_it: bool) -> None:
     """Check the file CONFIG and tell everything that is wrong with it.
 
-    Also opens the certificates and keys that it names. Nothing is started and no server is asked.
+    CONFIG is $MAILGATE_CONFIG or /etc/mailgate/mailgate.toml where it is not given. Also opens the
+    certificates and keys that it names. Nothing is started and no server is asked.
+
     The exit status is 0 when the file can be used, 78 when it cannot.
     """
-    loaded = _load_usable(config)
+    loaded = _usable(load_config(config))
     print_warnings(loaded)
     if print_it:
         click.echo(loaded.masked_toml(), nl=False)

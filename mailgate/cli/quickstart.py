@@ -128,8 +128,8 @@ class Quickstart:
     def to_toml(self) -> str:
         """Return the plan as the text of a configuration file."""
         lines = ["[tls]"]
-        lines.append(f"certificate = {text(self.certificate or '/etc/mailgate/certificate.pem')}")
-        lines.append(f"key = {text(self.key or '/etc/mailgate/key.pem')}")
+        lines.append(f"certificate = {text(self.certificate or '/etc/mailgate/tls/fullchain.pem')}")
+        lines.append(f"key = {text(self.key or '/etc/mailgate/tls/privkey.pem')}")
         for name, urls in self.listeners:
             binds = ", ".join(text(url.endpoint) for url in urls)
             tls = "implicit" if urls[0].implicit else "starttls"

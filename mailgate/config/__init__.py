@@ -1,7 +1,7 @@
 """The configuration: a TOML text becomes frozen values, or a list of everything wrong with it.
 
-:func:`parse` is pure; :func:`load` reads a file and also looks whether the files and variables that
-it names are there. Relative paths count from the configuration's own folder.
+:func:`parse` is pure unless it is asked to look at files; :func:`load` reads one and also looks whether
+those that it names are there. Relative paths count from the configuration's own folder.
 """
 
 from mailgate.config.models import (

@@ -53,13 +53,17 @@ _PATTERNS: Final[dict[type[Settings] | None, str]] = {
 Location = tuple[int | str, ...]
 
 
-def parse(source: str, *, base: Path, environ: Mapping[str, str]) -> Config:
-    """Return the configuration that the TOML text ``source`` describes; read no file.
+def parse(source: str, *, base: Path, environ: Mapping[str, str], files: bool = False) -> Config:
+    """Return the configuration that the TOML text ``source`` describes.
 
     Relative paths count from ``base``. ``environ`` must hold the variables that secrets are read
-    from. Raises ConfigError with all problems.
+    from. With ``files`` every file that is named must be readable; else none is looked at. Raises
+    ConfigError with all problems.
     """
-    _, found, config = _examine(source, base, environ)
+    parts, found, config = _examine(source, base, environ)
+    if files:
+        for location, part in parts.items():
+            found += _missing_files(_path(location), part)
     if config is None or found:
         raise ConfigError(found)
     return config
@@ -78,12 +82,7 @@ def load(path: Path, environ: Mapping[str, str]) -> Config:
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise ConfigError([ConfigProblem(f"line {line}", "", "a TOML file must be UTF-8")]) from None
-    parts, found, config = _examine(source, path.absolute().parent, environ)
-    for location, part in parts.items():
-        found += _missing_files(_path(location), part)
-    if config is None or found:
-        raise ConfigError(found)
-    return config
+    return parse(source, base=path.absolute().parent, environ=environ, files=True)
 
 
 def _examine(

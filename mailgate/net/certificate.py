@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from mailgate.config.tls import host_pattern
 from mailgate.errors import MailgateError
 
 
@@ -41,8 +42,8 @@ def _general_name(name: str) -> x509.GeneralName:
     except ValueError:
         pass
     try:
-        return x509.DNSName(name.encode("idna").decode("ascii") if not name.isascii() else name)
-    except (UnicodeError, ValueError) as error:
+        return x509.DNSName(host_pattern(name.encode("idna").decode("ascii") if not name.isascii() else name))
+    except ValueError as error:
         raise CertificateError(f"{name!r} is neither a host name nor an address") from error
 
 

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
+import click
 import pytest
 import trustme
 from click.testing import CliRunner, Result
 
 from mailgate import __version__
-from mailgate.cli import main
+from mailgate.cli import commands, main
 from mailgate.config import Config
 
 Run = Callable[..., Result]
@@ -273,6 +275,38 @@ def test_run_prints_what_it_would_run(run: Run, served: list[Config], tmp_path: 
     assert result.exit_code == 0
     assert served == []
     assert 'bind = ["[::1]:1995"]' in result.stdout
+    assert result.stderr == f"{commands.PLACEHOLDERS}\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (("--ca", "missing.pem"), "pool.imap.tls.ca"),
+        (("--ca", "key.pem"), "holds no certificates of authorities in PEM form"),
+        (("--certificate", "missing.pem", "--key", "key.pem"), "tls.certificate"),
+        (("--certificate", "certificate.pem", "--key", "missing.pem"), "tls.key.file"),
+        (("--certificate", "certificate.pem", "--key", "certificate.pem"), "both must be PEM"),
+    ],
+)
+def test_run_in_front_of_an_upstream_wants_files_that_can_be_used(
+    run: Run, config: Path, served: list[Config], monkeypatch: pytest.MonkeyPatch, options: Sequence[str], problem: str
+) -> None:
+    monkeypatch.chdir(config.parent)
+    result = run("run", "--upstream", "imaps://mail.example.org", "--listen", "imaps://127.0.0.1:1993", *options)
+    assert (result.exit_code, served) == (78, [])
+    assert "The configuration has 1 problem:" in result.stderr
+    assert problem in result.stderr
+
+
+def test_output_that_nobody_reads_any_more_is_no_failure(
+    run: Run, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args: object, **kwargs: object) -> None:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr(click, "echo", broken)
+    result = run("check", config)
+    assert (result.exit_code, result.stderr) == (1, "")
 
 
 @pytest.mark.parametrize(
