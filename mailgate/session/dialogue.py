@@ -135,6 +135,7 @@ class Dialogue(abc.ABC):
         self.services = services
         self.trace: Trace | None = None
         self._bad_commands = 0
+        self._last_refusal = "no_auth_attempts"
         self._mechanism = Mechanism.COMMAND
 
     # ---------------------------------------------------------------- what a protocol supplies
@@ -218,9 +219,13 @@ class Dialogue(abc.ABC):
         except trio.BrokenResourceError:
             raise SessionOver(Side.CLIENT, "reset") from None
         if count == 0:
-            raise SessionOver(Side.CLIENT, "auth_failed" if self.session.failures else "no_auth_attempts")
+            raise self.left()
         self.session.bytes_in += count
         self._feed(view[:count])
+
+    def left(self) -> SessionOver:
+        """Return the end of a session whose client goes before it is logged in: why its last login was refused."""
+        return SessionOver(Side.CLIENT, self._last_refusal)
 
     def note(self, said: bytes) -> None:
         """Show a trace what the client said, which the caller has freed of secrets."""
@@ -237,6 +242,7 @@ class Dialogue(abc.ABC):
 
     async def refuse(self, refusal: Refusal) -> None:
         """Answer a login that did not succeed; raises SessionOver when the connection ends with it."""
+        self._last_refusal = refusal.reason
         if self._mechanism in BEARER_MECHANISMS and refusal.reason in answers.COUNTED_REASONS:
             # RFC 7628 §3.2.3: the failure is a challenge first, which the client answers with a dummy or breaks off.
             await self.challenge(_BEARER_FAILURE[self._mechanism])
@@ -246,6 +252,7 @@ class Dialogue(abc.ABC):
 
     def refused(self, refusal: Refusal) -> None:
         """Tell the observers of a login that was turned down before it was one."""
+        self._last_refusal = refusal.reason
         self.services.emit(LoginRefused(self.session, refusal.reason))
 
     async def challenge(self, data: bytes) -> None:

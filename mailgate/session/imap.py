@@ -115,7 +115,7 @@ class ImapDialogue(Dialogue):
     async def _logout(self, command: Command) -> Login | None:
         await self.send(b"* BYE Logging out\r\n")
         await self._say("OK", "Logout completed")
-        raise SessionOver(Side.CLIENT, "auth_failed" if self.session.failures else "no_auth_attempts")
+        raise self.left()
 
     async def _id(self, command: Command) -> Login | None:
         pairs = _id_pairs(command, keep_proxy_keys=self.listener.trusts(self.session.peer.address))

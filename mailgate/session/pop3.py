@@ -96,7 +96,7 @@ class Pop3Dialogue(Dialogue):
 
     async def _quit(self, command: Pop3Command) -> Login | None:
         await self._ok("Bye")
-        raise SessionOver(Side.CLIENT, "auth_failed" if self.session.failures else "no_auth_attempts")
+        raise self.left()
 
     async def _stls(self, command: Pop3Command) -> Login | None:
         if not self.connection.can_start_tls:

@@ -218,6 +218,9 @@ class Relay:
             if core.blocked:
                 self._resume = trio.Event()
                 await self._resume.wait()
+            else:
+                # The core has said enough for now: other sessions have their turn.
+                await trio.lowlevel.checkpoint()
             used = core.client_sent(rest, len(rest), trio.current_time())
             rest = rest[used:]
             await self._pass_on()

@@ -25,8 +25,8 @@ Scrape = Callable[[str], tuple[bytes, str]]
 Ready = Callable[[], list[str]]
 """Returns what keeps the gateway from serving; empty when it is ready."""
 
-BODY_LIMIT: Final = 64 * 1024
-"""Bytes of a request to the administration; none of its calls needs more than a few hundred."""
+HEAD_LIMIT: Final = 64 * 1024
+"""Bytes of a request's line and headers; no scraper needs more than a few hundred."""
 
 
 def metrics_app(scrape: Scrape, ready: Ready) -> Starlette:
@@ -45,7 +45,13 @@ def metrics_app(scrape: Scrape, ready: Ready) -> Starlette:
             return PlainTextResponse("".join(f"{problem}\n" for problem in problems), 503)
         return PlainTextResponse("ready\n")
 
-    return Starlette(routes=[Route("/metrics", metrics), Route("/healthz", health), Route("/readyz", readiness)])
+    async def elsewhere(request: Request, error: Exception) -> Response:
+        return PlainTextResponse("There are /metrics, /healthz and /readyz.\n", 404)
+
+    return Starlette(
+        routes=[Route("/metrics", metrics), Route("/healthz", health), Route("/readyz", readiness)],
+        exception_handlers={404: elsewhere},
+    )
 
 
 async def serve_http(app: Starlette, sock: socket.socket) -> None:
@@ -57,7 +63,7 @@ async def serve_http(app: Starlette, sock: socket.socket) -> None:
     config.errorlog = logging.getLogger("mailgate.http")
     config.graceful_timeout = 1.0
     config.shutdown_timeout = 1.0
-    config.h11_max_incomplete_size = BODY_LIMIT
+    config.h11_max_incomplete_size = HEAD_LIMIT
     config.include_server_header = False
     stopped = trio.Event()
     try:

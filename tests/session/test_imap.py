@@ -399,6 +399,31 @@ async def test_a_client_that_goes_away(autojump_clock: object, script: str) -> N
         """)
 
 
+@pytest.mark.parametrize("leaves", ["close: client", "C: z LOGOUT\nS: * BYE <*>\nS: z OK <*>\nclosed: client"])
+@pytest.mark.parametrize(
+    ("fail", "script", "reason"),
+    [
+        ([Failure.CONNECT], "C: a LOGIN alice secret\nS: a NO [UNAVAILABLE] <*>", "proxy_dest_connect_failed"),
+        ([], "C: a AUTHENTICATE NTLM\nS: a NO [CANNOT] <*>", "invalid_mech"),
+        (
+            [Failure.TIMEOUT],
+            "C: a AUTHENTICATE NTLM\nS: a NO [CANNOT] <*>\nC: b LOGIN alice secret\nS: b NO [UNAVAILABLE] <*>",
+            "proxy_dest_remote_failure",
+        ),
+    ],
+)
+async def test_the_end_of_a_session_tells_why_its_last_login_was_refused(
+    autojump_clock: object, fail: list[Failure], script: str, reason: str, leaves: str
+) -> None:
+    async with on_stage("imap", World(Stage(), fail=list(fail))) as world:
+        await world.stage.play(f"""
+            {GREETING}
+            {script}
+            {leaves}
+        """)
+    assert world.end == End(Side.CLIENT, reason)
+
+
 async def test_a_client_that_goes_after_a_failure(autojump_clock: object) -> None:
     async with on_stage("imap", World(Stage(), fail=[Failure.AUTH_REJECTED])) as world:
         await world.stage.play(f"""

@@ -292,7 +292,7 @@ async def test_nobody_learns_which_users_have_a_route(autojump_clock: object) ->
             S: * BYE Logging out
             S: b OK Logout completed
             closed: client
-            events: SessionClosed(client auth_failed)
+            events: SessionClosed(client no_route)
         """)
         assert trio.current_time() - began == 2.0
     assert world.logins == []

@@ -42,6 +42,21 @@ async def test_greeting_and_capa(
         await world.stage.play("\n".join(f"S: {line}" for line in lines))
 
 
+async def test_quitting_after_a_refusal_tells_of_it(autojump_clock: object) -> None:
+    async with on_stage("pop3", World(Stage(), fail=[Failure.IN_USE])) as world:
+        await world.stage.play(f"""
+            {GREETING}
+            C: USER alice
+            S: +OK <*>
+            C: PASS secret
+            S: -ERR [IN-USE] <*>
+            C: QUIT
+            S: +OK Bye
+            closed: client
+            events: LoginRefused(proxy_dest_auth_temp_failed) SessionClosed(client proxy_dest_auth_temp_failed)
+        """)
+
+
 async def test_commands_that_are_answered_here(autojump_clock: object) -> None:
     async with on_stage("pop3") as world:
         await world.stage.play(f"""

@@ -250,7 +250,7 @@ async def test_quit_after_a_failure(autojump_clock: object) -> None:
             C: QUIT
             S: +OK Bye
             closed: client
-            events: LoginRefused(no_route) LimitStruck(failure_delay delay) SessionClosed(client auth_failed)
+            events: LoginRefused(no_route) LimitStruck(failure_delay delay) SessionClosed(client no_route)
         """)
 
 

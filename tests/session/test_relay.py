@@ -84,7 +84,8 @@ async def test_literals_of_both_kinds(autojump_clock: object) -> None:
             U: b OK done
             S: b OK done
             C: c APPEND inbox {{12+}}\\r\\nd LOGOUT\\r\\n\\r\\n\\r\\ne NOOP
-            G: c APPEND inbox {{12+}}
+            G: c APPEND inbox {{12}}
+            U: + go on
             G: d LOGOUT
             G:\\x20
             G:\\x20
@@ -290,7 +291,8 @@ async def test_a_client_that_ends_inside_a_literal(autojump_clock: object) -> No
             {IMAP}
             C: b APPEND inbox {{100+}}\\r\\nhalf a line
             close: client
-            G: b APPEND inbox {{100+}}
+            G: b APPEND inbox {{100}}
+            U: + go on
             G: half a line
             closed: upstream
             events: SessionClosed(client closed)
@@ -357,7 +359,8 @@ async def test_half_of_a_command_that_nobody_can_take_back(autojump_clock: objec
         await world.stage.play(f"""
             {IMAP}
             C: b APPEND inbox {{4+}}\\r\\nabcd "\\r\\n\\
-            G: b APPEND inbox {{4+}}
+            G: b APPEND inbox {{4}}
+            U: + go on
             S: * BYE Protocol error.
             closed: client
             G: abcd\\
@@ -438,7 +441,7 @@ async def test_a_drain_ends_what_has_nothing_under_way(autojump_clock: object) -
         (
             "imap",
             f"{IMAP}\nC: b APPEND inbox {{8+}}\\r\\nhalf\\",
-            "C: more\nG: b APPEND inbox {8+}\nG: halfmore\nU: b OK appended\nS: b OK appended",
+            "C: more\nG: b APPEND inbox {8}\nU: + go on\nG: halfmore\nU: b OK appended\nS: b OK appended",
         ),
         ("pop3", f"{POP3}\nC: DELE 1", "G: DELE 1\nU: +OK deleted\nS: +OK deleted"),
     ],

@@ -109,7 +109,9 @@ async def read(stream: trio.abc.HalfCloseableStream, size: int, *, at_a_time: in
 
 
 BODY = bytes(range(256)) * 4096
-UPLOAD = b"a APPEND inbox {%d+}\r\n%b\r\n" % (len(BODY), BODY)
+UPLOAD = b"a APPEND inbox {%d}\r\n%b\r\n" % (len(BODY), BODY)
+ANNOUNCED = UPLOAD.index(b"\n") + 1
+GO_ON = b"+ go on\r\n"
 DOWNLOAD = b"* 1 FETCH (BODY[] {%d}\r\n%b)\r\nz OK done\r\n" % (len(BODY), BODY)
 
 
@@ -124,20 +126,21 @@ async def test_both_sides_send_much_at_once(
         got: dict[str, bytes] = {}
 
         async def take(name: str, stream: trio.abc.HalfCloseableStream, size: int) -> None:
-            got[name] = await read(stream, size)
+            got[name] = got.get(name, b"") + await read(stream, size)
 
         nursery.start_soon(client.send_all, UPLOAD)
-        nursery.start_soon(upstream.send_all, DOWNLOAD)
-        nursery.start_soon(take, "client", client, len(DOWNLOAD))
-        nursery.start_soon(take, "upstream", upstream, len(UPLOAD))
-    assert got == {"client": DOWNLOAD, "upstream": UPLOAD}
+        await take("upstream", upstream, ANNOUNCED)
+        nursery.start_soon(upstream.send_all, GO_ON + DOWNLOAD)
+        nursery.start_soon(take, "client", client, len(GO_ON + DOWNLOAD))
+        nursery.start_soon(take, "upstream", upstream, len(UPLOAD) - ANNOUNCED)
+    assert got == {"client": GO_ON + DOWNLOAD, "upstream": UPLOAD}
 
 
 @pytest.mark.parametrize("pair", [memory, lockstep])
 async def test_writers_of_one_byte_at_a_time(
     autojump_clock: object, pair: Callable[[], tuple[ByteStream, trio.abc.HalfCloseableStream]]
 ) -> None:
-    asked = b'a FETCH 1 BODY[]\r\nb APPEND "x" {4+}\r\n\r\n\r\n\r\n'
+    asked = b'a FETCH 1 BODY[]\r\nb APPEND "x" {4}\r\n'
     answer = b"* 1 FETCH (BODY[] {8}\r\na OK no\n)\r\na OK done\r\n* CAPABILITY IDLE\r\nb NO [X] {3}\r\n"
 
     async def trickle(stream: trio.abc.Stream, data: bytes) -> None:

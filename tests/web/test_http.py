@@ -13,7 +13,7 @@ import trio
 from mailgate.config import Endpoint
 from mailgate.net.listener import open_socket
 from mailgate.observe.metrics import Metrics
-from mailgate.web.http import BODY_LIMIT, metrics_app, serve_http
+from mailgate.web.http import HEAD_LIMIT, metrics_app, serve_http
 
 
 class World:
@@ -78,6 +78,10 @@ async def test_there_is_nothing_else(path: str, method: str, status: int, world:
     assert (await world.ask(path, method)).status_code == status
 
 
+async def test_whoever_asks_elsewhere_is_told_where(world: World) -> None:
+    assert (await world.ask("/", "GET")).text == "There are /metrics, /healthz and /readyz.\n"
+
+
 # ---------------------------------------------------------------- over sockets
 
 
@@ -117,7 +121,7 @@ async def test_headers_without_end_are_refused(world: World) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(serve_http, world.app, sock)
             stream = await trio.open_tcp_stream(*sock.getsockname())
-            await stream.send_all(b"GET /metrics HTTP/1.1\r\nX: " + b"x" * (BODY_LIMIT + 10))
+            await stream.send_all(b"GET /metrics HTTP/1.1\r\nX: " + b"x" * (HEAD_LIMIT + 10))
             answer = await stream.receive_some()
             assert answer.startswith((b"HTTP/1.1 400 ", b"HTTP/1.1 431 "))
             await stream.aclose()
