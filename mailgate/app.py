@@ -6,6 +6,7 @@ time of a drain, and what watches them (metrics, log, traces) is there until the
 
 from __future__ import annotations
 
+import resource
 import secrets
 import signal
 import socket
@@ -19,6 +20,7 @@ import trio
 import mailgate
 from mailgate import events
 from mailgate.config import Config, Endpoint, Listener, Tls
+from mailgate.config.checks import reached_by
 from mailgate.errors import MailgateError, UpstreamFailed
 from mailgate.model import Deny, Login, Peer, Protocol, Refusal, Route, Session, Side, State
 from mailgate.net.listener import open_socket, serve
@@ -42,6 +44,9 @@ LINGER_SECONDS: Final = 5.0
 
 DRAIN_SECONDS: Final = 10.0
 """How long sessions with a command under way may go on after a stop was asked for."""
+
+SPARE_FILES: Final = 200
+"""Open files beside the two sockets of each session: listeners, probes, scrapes, traces, the interpreter's own."""
 
 EXPIRY_WARNING: Final = timedelta(days=14)
 """How early the log warns of a certificate's end; automatic renewal happens weeks before that."""
@@ -136,13 +141,8 @@ class Gateway:
 
     def _pools_of(self, listener: Listener) -> tuple[str, ...]:
         """Return the pools that a login on this listener may be routed to."""
-        pools = (
-            rule.pool
-            for rule in self.config.route
-            if (not rule.match.listener or listener.name in rule.match.listener)
-            and rule.match.protocol in (None, listener.protocol)
-        )
-        return tuple(name for name in dict.fromkeys(pools) if self.config.pool[name].protocol is listener.protocol)
+        rules = reached_by(listener, enumerate(self.config.route))
+        return tuple(dict.fromkeys(rule.pool for _, rule in rules))
 
     async def _route(self, login: Login, session: Session) -> Route | None:
         return await self.router(login, session)
@@ -373,7 +373,19 @@ def _tls_use(listener: Listener, tls: Tls) -> Use:
 
 
 async def _run(config: Config, logger: structlog.stdlib.BoundLogger) -> None:
+    allow_files(config.limits.sessions, logger)
     await Gateway(config, logger).run()
+
+
+def allow_files(sessions: int, logger: structlog.stdlib.BoundLogger) -> None:
+    """Raise the process's limit on open files to what so many sessions need, as far as it may."""
+    needed = 2 * sessions + SPARE_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    if allowed < needed:
+        logger.warning("too few open files", allowed=allowed, needed=needed, sessions=sessions)
 
 
 def main(config: Config) -> int:

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import os
+import resource
 import signal
 import socket
 import ssl
@@ -547,6 +548,30 @@ async def test_what_is_told_at_the_start(caplog: pytest.LogCaptureFixture) -> No
         assert warnings
         assert [line["warning"] for line in gateway.logged("configuration")] == warnings
         assert [line["version"] for line in gateway.logged("starting")] == [mailgate.__version__]
+
+
+@pytest.mark.parametrize(
+    ("limits", "after", "told"),
+    [
+        ((1024, 1 << 20), (2200, 1 << 20), None),
+        ((1024, resource.RLIM_INFINITY), (2200, resource.RLIM_INFINITY), None),
+        ((4096, 4096), (4096, 4096), None),
+        ((resource.RLIM_INFINITY, resource.RLIM_INFINITY), (resource.RLIM_INFINITY, resource.RLIM_INFINITY), None),
+        ((256, 2000), (2000, 2000), {"allowed": 2000, "needed": 2200, "sessions": 1000}),
+    ],
+)
+def test_files_for_every_session(
+    limits: tuple[int, int], after: tuple[int, int], told: dict[str, int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [limits]
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: now[-1])
+    monkeypatch.setattr(resource, "setrlimit", lambda kind, both: now.append(both))
+    output = io.StringIO()
+    app.allow_files(1000, log.configure("json", "info", output))
+    assert now[-1] == after
+    lines = [json.loads(line) for line in output.getvalue().splitlines()]
+    assert [(line["event"], line["level"]) for line in lines] == ([("too few open files", "warning")] if told else [])
+    assert all(line.items() >= (told or {}).items() for line in lines)
 
 
 async def test_accepting_that_rests_is_told() -> None:
