@@ -12,10 +12,6 @@ class MailgateError(Exception):
     """The root of every exception that mailgate raises on purpose."""
 
 
-class LocalProtocolError(MailgateError):
-    """mailgate itself broke a protocol's rules: a bug, never the peer's fault."""
-
-
 class RemoteProtocolError(MailgateError):
     """The peer broke a protocol's rules.
 

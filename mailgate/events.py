@@ -1,6 +1,6 @@
 """What observers may see of a session: facts as frozen values, told once, where they are born.
 
-Sessions call an ``Emit``; metrics, logs, audit and the live feed are what stands behind it. An
+Sessions call an ``Emit``; metrics and the log are what stands behind it. An
 ``Emit`` never blocks and never raises into a session, so losing an observer costs a line in the
 log and not a user's connection.
 """
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
 
 from mailgate.model import Failure, Session, Side
 
@@ -134,7 +133,6 @@ class CrashedSession(Event):
 
 
 Emit = Callable[[Event], None]
-E = TypeVar("E", bound=Event)
 
 
 def fan_out(observers: tuple[Emit, ...], on_error: Callable[[Emit, BaseException], None]) -> Emit:

@@ -236,7 +236,6 @@ class SocketStream:
         self.tls = TlsInfo(
             version=wrapped.version() or "unknown",
             cipher=cipher[0] if cipher else "unknown",
-            server_name=getattr(wrapped, "mailgate_server_name", None),
             resumed=bool(wrapped.session_reused),
         )
         return self.tls

@@ -61,7 +61,6 @@ class Gate:
         self._sessions = Concurrency()
         self._half_open = HalfOpen()
         self._delay = FailureDelay(settings.failure_delay, settings.failure_delay_max)
-        self._commands: dict[tuple[Protocol, str], Verdict] = {}
 
     @property
     def sessions(self) -> int:

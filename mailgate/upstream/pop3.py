@@ -100,7 +100,7 @@ class Pop3Leg(UpstreamLeg):
             raise self.failed(Failure.PROTOCOL, "the server asks for more than the login holds")
         if not reply.ok:
             failure = _BY_CODE.get(reply.code, Failure.AUTH_REJECTED)
-            raise self.failed(failure, f"the server says -ERR [{reply.code}]" if reply.code else "-ERR")
+            raise self.failed(failure, f"the server says -ERR [{reply.code}]" if reply.code else "the server says -ERR")
         self._received = "login"
         return SignedIn(self.stream, self._receiver.take_residual(), (), self.capabilities, (), self.server.name)
 
