@@ -68,8 +68,8 @@ class RelayCore(Protocol):
     def client_sent(self, data: bytes | bytearray, end: int, now: float) -> int:
         """Take ``data[:end]`` from the client; return how many bytes were consumed.
 
-        Fewer than ``end`` when the core is ``blocked`` or a ``delay`` is due: the shell keeps the
-        rest and offers it again.
+        Fewer than ``end`` when the core is ``blocked``, a ``delay`` is due or much is to be sent
+        first: the shell keeps the rest and offers it again.
         """
         ...
 

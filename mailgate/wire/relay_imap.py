@@ -5,6 +5,11 @@ valid tag, a verb, quoted strings that end, a literal announced where one may st
 is stricter than some server it answers BAD itself, since the alternative is that the two disagree
 on where the command ends, and a client could hide a second command in the difference.
 
+A literal is sent on only when the upstream has asked for it. A server that refuses a command in
+the middle of its line (Dovecot does for ``a NOOP {9+}``) reads what follows as the next command,
+so ``{9+}`` becomes ``{9}`` on its way, and if the command is answered instead of a ``+``, the
+client's literal goes nowhere.
+
 Towards the client most of a burst passes unread: one search finds the next line that matters (a
 completion, a continuation request, capabilities, a literal announcement), and literals are skipped
 by count.
@@ -31,8 +36,12 @@ HOLD_LIMIT: Final = 16 * 1024
 whole (completions, capabilities) are far shorter; longer ones (SEARCH results) pass in parts."""
 
 MAX_REPLIES: Final = 100
-"""Answers of the gateway's own that may wait for the end of a response before the core stops
-taking commands; they are short, so this bounds them to a few KiB."""
+"""Answers of the gateway's own, sent at once or waiting for the end of a response, after which the
+core stops taking commands for the moment: a burst of bad lines must not grow a hundredfold, nor
+keep the other sessions waiting."""
+
+TAG_LIMIT: Final = 512
+"""Longest tag that is remembered and echoed; the longest seen in clients have some tens."""
 
 LITERAL_DIGITS: Final = 19
 """Digits of the largest 63-bit number (RFC 9051 §9, number64)."""
@@ -43,13 +52,14 @@ LITERAL_MINUS_LIMIT: Final = 4096
 LiteralMode = Literal["none", "minus", "plus"]
 
 _TAG_CHARS: Final = rb"[!#$&',\-./0-9:;<=>?@A-Z\[\]^_`a-z|}~]"
-_HEAD = re.compile(rb"(" + _TAG_CHARS + rb"++) ((?:[Uu][Ii][Dd] )?[A-Za-z][A-Za-z0-9._\-]*+)(?=[ \r])")
-_TAG = re.compile(rb"(" + _TAG_CHARS + rb"++) ")
+_TAG_TOKEN: Final = _TAG_CHARS + b"{1,%d}+" % TAG_LIMIT
+_HEAD = re.compile(rb"(" + _TAG_TOKEN + rb") ((?:[Uu][Ii][Dd] )?[A-Za-z][A-Za-z0-9._\-]*+)(?=[ \r])")
+_TAG = re.compile(rb"(" + _TAG_TOKEN + rb") ")
 # Only one way leads through each line, so a failure takes time in proportion to its length. Possessive groups
 # would say so, but Python before 3.11.5 takes them wrongly.
 _QUOTED_WELL = re.compile(rb'[^"]*(?:(?<=[ (\[])"[^"\\]*(?:\\["\\][^"\\]*)*"(?=[ )\]\r])[^"]*)*\Z')
 _ANNOUNCED = re.compile(rb"(?:(?<=[ (])|(?<=[ (]~))\{([0-9]++)(\+?)\}\r\n\Z")
-_BRACED = re.compile(rb"\{([0-9]*)([^{}]*)\}\r\n\Z")
+_BRACED = re.compile(rb"\{([0-9]*+)([^{}]*+)\}\r\n\Z")
 _SASL_LINE = re.compile(rb"(?:[A-Za-z0-9+/]*={0,2}|\*)\r\n\Z")
 
 _MATTERS = re.compile(
@@ -103,6 +113,7 @@ class ImapRelay:
         "_asked",
         "_asker",
         "_carry",
+        "_current",
         "_decide",
         "_idling",
         "_in_flight",
@@ -112,6 +123,7 @@ class ImapRelay:
         "_overlong",
         "_part",
         "_pending",
+        "_ready",
         "_replies",
         "_starts",
         "_swallow",
@@ -158,6 +170,9 @@ class ImapRelay:
         self._swallow = False
         self._to_pass = 0
         self._waiting: int | None = None
+        # The command that is being sent, and whether its client sends the literal without being asked.
+        self._current: _Pending | None = None
+        self._ready = False
         # The commands in flight, and the one of them that may ask for a continuation.
         self._pending: dict[bytes, _Pending] = {}
         self._in_flight = 0
@@ -207,6 +222,8 @@ class ImapRelay:
             self._client_line(line, now)
         at = 0
         while at < end and not self.delay and not self.fatal and not self.blocked:
+            if len(self.to_client) >= MAX_REPLIES:
+                break
             if self._to_pass:
                 step = min(self._to_pass, end - at)
                 if not self._swallow:
@@ -257,11 +274,17 @@ class ImapRelay:
         problem, announced = self._shape(line)
         if not problem and self._idling:
             problem = "Expected DONE"
+        elif not problem and word == "IDLE" and line[head.end() :].strip():
+            # Its "+" would be taken for a literal's.
+            problem = "IDLE takes no arguments"
+        elif not problem and announced is not None and tag in self._pending:
+            # Whose completion comes first could not be told, nor whether it refuses the literal.
+            problem = "This tag is in use"
         if problem:
             self._refuse(tag, b"BAD", problem, verb, line)
             return
         asks = not known or word == "IDLE"
-        if self._asker is not None and (asks or (announced is not None and not announced[1])):
+        if (asks or announced is not None) and self._asker is not None:
             self._carry = line
             return
         verdict = self._decide(word)
@@ -277,9 +300,8 @@ class ImapRelay:
         if asks:
             self._asker = pending
             self._idling = word == "IDLE"
-        self._tag = tag
-        self.to_upstream.append(line)
-        self._expect(announced)
+        self._tag, self._current = tag, pending
+        self._send(line, announced)
 
     def _continue(self, line: bytes) -> None:
         """Judge what follows a literal: the command's end, or its next literal."""
@@ -290,16 +312,11 @@ class ImapRelay:
         elif problem:
             # The upstream has half of a command that nobody can take back.
             self.fatal = problem
-        elif announced is not None and not announced[1] and self._asker_besides(self._tag):
+        elif announced is not None and self._asker is not None and self._asker is not self._current:
             self._carry = line
         else:
             self._part = False
-            self.to_upstream.append(line)
-            self._expect(announced)
-
-    def _asker_besides(self, tag: bytes) -> bool:
-        """Whether another command than the one being sent may ask for a continuation."""
-        return self._asker is not None and self._pending.get(tag) is not self._asker
+            self._send(line, announced)
 
     def _shape(self, line: bytes) -> tuple[str, tuple[int, bool] | None]:
         """Return what is wrong with a line, and the literal that it announces: size, without waiting."""
@@ -317,16 +334,14 @@ class ImapRelay:
             return "Non-synchronizing literal not supported", None
         return "", (size, without_waiting)
 
-    def _expect(self, announced: tuple[int, bool] | None) -> None:
-        """Prepare for the literal that the line just forwarded has announced."""
+    def _send(self, line: bytes, announced: tuple[int, bool] | None) -> None:
+        """Forward a line, and prepare for the literal that it announces."""
         if announced is None:
+            self.to_upstream.append(line)
             return
-        size, without_waiting = announced
+        self._waiting, self._ready = announced
         self._part = True
-        if without_waiting:
-            self._to_pass = size
-        else:
-            self._waiting = size
+        self.to_upstream.append(line[: -len(b"+}\r\n")] + b"}\r\n" if self._ready else line)
 
     def _refuse(self, tag: bytes, status: bytes, text: str, verb: str, line: bytes) -> None:
         """Answer a command instead of forwarding it, and skip the literal that comes with it."""
@@ -457,7 +472,7 @@ class ImapRelay:
         if completion is not None:
             self._completed(completion[1], completion[2].decode("ascii").lower(), now)
         elif line.startswith(b"+"):
-            self._continuation()
+            return line if self._continuation() else b""
         elif _BYE.match(line):
             self.logged_out = self.logged_out or self._in_flight_verb("LOGOUT")
         match = _UNTAGGED.match(line) or _CODE.match(line)
@@ -471,12 +486,14 @@ class ImapRelay:
     def _in_flight_verb(self, verb: str) -> bool:
         return any(pending.verb == verb for pending in self._pending.values())
 
-    def _continuation(self) -> None:
-        """Give a ``+`` to the one command that can have asked for it."""
+    def _continuation(self) -> bool:
+        """Give a ``+`` to the one command that can have asked for it; return whether its client waits for it."""
         if self._waiting is not None:
             self._to_pass, self._waiting = self._waiting, None
-        elif self._asker is not None and self._asker.verb != "IDLE":
+            return not self._ready
+        if self._asker is not None and self._asker.verb != "IDLE":
             self._asked = True
+        return True
 
     def _completed(self, tag: bytes, result: str, now: float) -> None:
         """Match a completion with its command."""
@@ -491,9 +508,11 @@ class ImapRelay:
         if pending is self._asker:
             self._asker = None
             self._asked = self._idling = False
-        if self._waiting is not None and tag == self._tag:
+        if self._waiting is not None and pending is self._current:
+            # The upstream wants no literal; what the client sends of it all the same is skipped.
+            self._swallow = self._part = self._ready
+            self._to_pass = self._waiting if self._ready else 0
             self._waiting = None
-            self._part = False
         if pending.verb == "LOGOUT" and result == "ok":
             self.logged_out = True
         self.finished.append(Finished(pending.verb, result, now - pending.since))
@@ -506,6 +525,9 @@ class ImapRelay:
         if self._starts and not self._long:
             self._long_human = _HUMAN.match(line) is not None
             line = self._head(line, now)
+            if not line:
+                self.fatal = "Continuation request too long"
+                return
         elif not self._long:
             self._long_human = False
         self._long = True

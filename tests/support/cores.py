@@ -39,6 +39,14 @@ class Script:
         self._offer()
         return bytes(self.upstream_got[before:])
 
+    def willing(self, data: bytes) -> bytes:
+        """Send as the client to an upstream that asks for every literal; return what reached it."""
+        before = len(self.upstream_got)
+        self.client(data)
+        while self.core.blocked and self.upstream_got.endswith(b"}\r\n"):
+            self.upstream(b"+ go\r\n")
+        return bytes(self.upstream_got[before:])
+
     def upstream(self, data: bytes) -> bytes:
         """Send as the upstream; return what reached the client by it."""
         before = len(self.client_got)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from mailgate.model import Deny, Refusal
 from mailgate.wire.relay import MAX_IN_FLIGHT
-from mailgate.wire.relay_imap import HOLD_LIMIT, LINE_LIMIT, MAX_REPLIES, ImapRelay, literal_mode
+from mailgate.wire.relay_imap import HOLD_LIMIT, LINE_LIMIT, MAX_REPLIES, TAG_LIMIT, ImapRelay, literal_mode
 from tests.support.cores import Script
 from tests.wire.cuts import short
 from tests.wire.test_relay_imap import VERBS, relay, visible
@@ -86,7 +88,7 @@ def test_a_refusal_has_its_code() -> None:
 
 def test_numbers_of_nineteen_digits_are_taken() -> None:
     sent = b"a SELECT {0000000000000000001+}\r\nx\r\n"
-    assert relay().client(sent) == sent
+    assert relay().willing(sent) == sent.replace(b"+", b"")
     assert relay().client(b"x LOGIN {0000000000000000001+}\r\nx\r\nz NOOP\r\n") == b"z NOOP\r\n"
 
 
@@ -110,8 +112,7 @@ def test_the_command_behind_a_skipped_one_is_judged_as_any_other(ending: bytes) 
     script = relay()
     assert script.client(ending + b"y COMPRESS DEFLATE\r\n") == b""
     assert script.client_got == b"x NO Command not available\r\n" + DENIED
-    sent = b"z APPEND x {2+}\r\nhi\r\n"
-    assert script.client(sent) == sent
+    assert script.willing(b"z APPEND x {2+}\r\nhi\r\n") == b"z APPEND x {2}\r\nhi\r\n"
 
 
 def test_the_command_behind_a_refused_literal_is_judged_as_any_other() -> None:
@@ -135,17 +136,46 @@ def test_the_command_behind_a_refused_literal_is_judged_as_any_other() -> None:
 )
 def test_what_ends_a_session_and_why(data: bytes, why: str) -> None:
     script = relay()
-    script.client(data + b"z NOOP\r\n")
+    script.willing(data + b"z NOOP\r\n")
     assert script.core.fatal == why
     assert b"too long" not in script.client_got
     assert b"NOOP" not in script.upstream_got
 
 
-def test_a_whole_burst_with_literals_is_taken_at_once() -> None:
-    data = b"a APPEND x {2+}\r\nhi\r\nb NOOP\r\n"
+def test_a_burst_is_taken_up_to_its_first_literal() -> None:
+    data = b"a NOOP\r\nb APPEND x {2+}\r\nhi\r\nc NOOP\r\n"
     core = relay().core
-    assert core.client_sent(data, len(data), 0.0) == len(data)
-    assert b"".join(core.to_upstream) == data
+    assert core.client_sent(data, len(data), 0.0) == len(b"a NOOP\r\nb APPEND x {2+}\r\n")
+    assert b"".join(core.to_upstream) == b"a NOOP\r\nb APPEND x {2}\r\n"
+
+
+# -------------------------------------------------------------------- floods
+
+
+def test_a_burst_of_bad_lines_is_answered_a_piece_at_a_time() -> None:
+    data = b"\n" * 1000
+    core = relay().core
+    assert core.client_sent(data, len(data), 0.0) == MAX_REPLIES
+    assert len(core.to_client) == MAX_REPLIES
+    core.to_client.clear()
+    assert core.client_sent(data[MAX_REPLIES:], len(data) - MAX_REPLIES, 0.0) == MAX_REPLIES
+
+
+def test_a_tag_is_neither_remembered_nor_echoed_at_any_length() -> None:
+    longest = b"t" * TAG_LIMIT
+    script = relay()
+    assert script.client(longest + b" NOOP\r\n") == longest + b" NOOP\r\n"
+    assert script.client(longest + b"t NOOP\r\n" + longest + b"t LOGIN\r\n") == b""
+    assert script.client_got == b"* BAD Expected a tag and a command\r\n" * 2
+
+
+@pytest.mark.parametrize("inside", [b"{" + b"1" * 120_000, b" {1" * 40_000, b"{" * 120_000])
+def test_a_line_full_of_braces_is_judged_in_linear_time(inside: bytes) -> None:
+    script = relay()
+    began = time.perf_counter()
+    script.client(b"a SEARCH " + inside + b"{}\r\n")
+    assert time.perf_counter() - began < 1
+    assert script.client_got == b"a BAD Malformed literal\r\n"
 
 
 def test_a_command_answered_while_its_literal_passes_is_not_awaited() -> None:
