@@ -15,6 +15,10 @@ from typing import Final, Literal
 HELLO_LIMIT: Final = 65_536
 """Bytes of a ClientHello; post-quantum key shares make it 2 KiB, and OpenSSL takes 128 KiB."""
 
+RECORDS: Final = 128
+"""Records that a ClientHello may be spread over; OpenSSL sends one, tools against censorship some tens. It is
+read from its beginning whenever more of it has come, so thousands of tiny ones would cost seconds."""
+
 NEED: Final = 5
 """Bytes of a record's header, with which reading begins."""
 
@@ -87,7 +91,11 @@ def read_client_hello(data: bytes) -> ClientHello | NotTls | None:
     reader = _Reader(data)
     try:
         # A ClientHello may be spread over several records.
+        records = 0
         while len(message) < 4 + int.from_bytes(message[1:4], "big"):
+            records += 1
+            if records > RECORDS:
+                return NotTls("unknown")
             if reader.number(1) != _HANDSHAKE:
                 return NotTls("unknown")
             reader.take(2)

@@ -24,6 +24,10 @@ REPLY_LIMIT: Final = 8 * 1024
 CAPABILITIES_LIMIT: Final = 16 * 1024
 """Longest CAPA reply that is filtered. The registry's entries together stay under 2 KiB."""
 
+MAX_REPLIES: Final = 100
+"""Answers of the gateway's own after which the core stops taking commands for the moment: a burst of
+bad lines must not grow twentyfold, nor keep the other sessions waiting."""
+
 _COMMAND = re.compile(rb"([A-Za-z0-9]{1,16}+)(?:( )([^\r\n]*+))?\r\n\Z")
 _BLOCK_END = re.compile(rb"\n\.\r?\n")
 
@@ -125,7 +129,7 @@ class Pop3Relay:
             line, self._carry = self._carry, b""
             self._command(line, now)
         at = 0
-        while at < end and not self.delay and not self.blocked:
+        while at < end and not self.delay and not self.blocked and len(self.to_client) < MAX_REPLIES:
             newline = data.find(b"\n", at, end)
             stop = newline + 1 if newline >= 0 else end
             line = self._carry + bytes(memoryview(data)[at:stop])

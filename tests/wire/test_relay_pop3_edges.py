@@ -6,7 +6,7 @@ import pytest
 
 from mailgate.model import Deny, Refusal
 from mailgate.wire.relay import MAX_IN_FLIGHT
-from mailgate.wire.relay_pop3 import CAPABILITIES_LIMIT, LINE_LIMIT, REPLY_LIMIT, Pop3Relay
+from mailgate.wire.relay_pop3 import CAPABILITIES_LIMIT, LINE_LIMIT, MAX_REPLIES, REPLY_LIMIT, Pop3Relay
 from tests.support.cores import Script
 from tests.wire.test_relay_pop3 import REFUSED, VERBS, relay, visible
 
@@ -199,3 +199,15 @@ def test_busy_is_whoever_would_lose_something_by_an_end_now() -> None:
     assert script.core.busy
     script.upstream(b"+OK\r\n")
     assert not script.core.busy
+
+
+# -------------------------------------------------------------------- floods
+
+
+def test_a_burst_of_bad_lines_is_answered_a_piece_at_a_time() -> None:
+    data = b"\n" * 1000
+    core = relay().core
+    assert core.client_sent(data, len(data), 0.0) == MAX_REPLIES
+    assert len(core.to_client) == MAX_REPLIES
+    core.to_client.clear()
+    assert core.client_sent(data[MAX_REPLIES:], len(data) - MAX_REPLIES, 0.0) == MAX_REPLIES
