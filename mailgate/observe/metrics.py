@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, disable_created_metrics
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.platform_collector import PlatformCollector
@@ -73,6 +73,8 @@ class Metrics:
         expiry: Expiry,
         registry: CollectorRegistry | None = None,
     ) -> None:
+        # Every counter would be sent a second time, with the moment at which it began.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = registry = registry or CollectorRegistry()
         registry.register(_Sampled(sessions, listeners, expiry))
         ProcessCollector(registry=registry)

@@ -31,7 +31,7 @@ class World:
             f"{sample.name}{sorted(sample.labels.items())}": sample.value
             for family in self.metrics.registry.collect()
             for sample in family.samples
-            if sample.name.startswith("mailgate_") and not sample.name.endswith("_created") and sample.value
+            if sample.name.startswith("mailgate_") and sample.value
         }
 
 
