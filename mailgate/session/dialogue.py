@@ -25,8 +25,10 @@ from mailgate.model import (
     Protocol,
     Refusal,
     Route,
+    Secret,
     Session,
     Side,
+    Verdict,
 )
 from mailgate.policy import answers
 from mailgate.policy.gate import Gate
@@ -173,6 +175,10 @@ class Dialogue(abc.ABC):
         """Return what the client sent behind its login; nothing is read before the relay any more."""
 
     @abc.abstractmethod
+    def _complete(self, mechanism: Mechanism, user: bytes, authzid: bytes, secret: Secret) -> Login:
+        """Return a login with what else this client has said."""
+
+    @abc.abstractmethod
     def _next_line(self) -> SaslLine | BadCommand | None:
         """Return the client's next line of a SASL exchange, ``None`` if it is not complete."""
 
@@ -250,10 +256,12 @@ class Dialogue(abc.ABC):
                 refusal = answers.ABORTED
         await self._answer_refusal(refusal)
 
-    def refused(self, refusal: Refusal) -> None:
-        """Tell the observers of a login that was turned down before it was one."""
+    async def _turn_down(self, refusal: Refusal) -> None:
+        """Refuse a login that never becomes one."""
         self._last_refusal = refusal.reason
         self.services.emit(LoginRefused(self.session, refusal.reason))
+        await self._answer_refusal(refusal)
+        await self.count_bad()
 
     async def challenge(self, data: bytes) -> None:
         """Send a SASL challenge."""
@@ -265,7 +273,22 @@ class Dialogue(abc.ABC):
         self.note_hidden()
         return line
 
-    async def exchange(self, mechanism: Mechanism, initial: bytes | None) -> sasl.Credentials:
+    async def _sasl_login(self, name: bytes, initial: bytes | None) -> Login | None:
+        """Run the exchange that a client asks for; return its login, ``None`` where it was turned down."""
+        mechanism = next((one for one in self.mechanisms if one.encode() == name.upper()), None)
+        if mechanism is None:
+            await self._turn_down(answers.INVALID_MECHANISM)
+            return None
+        self._mechanism = mechanism
+        try:
+            credentials = await self._exchange(mechanism, initial)
+        except sasl.SaslError as error:
+            self._mechanism = Mechanism.COMMAND
+            await self._turn_down(answers.SASL_REFUSALS[error.reason])
+            return None
+        return self._complete(mechanism, credentials.user, credentials.authzid, credentials.secret)
+
+    async def _exchange(self, mechanism: Mechanism, initial: bytes | None) -> sasl.Credentials:
         """Run a SASL exchange; raises SaslError with the reason when it comes to nothing."""
         exchange = sasl.begin(mechanism)
         step = exchange.step(None if initial is None else sasl.decode_initial(initial))
@@ -279,6 +302,9 @@ class Dialogue(abc.ABC):
                 raise sasl.SaslError("auth_aborted_by_client")
             step = exchange.step(response)
         return step
+
+    def _decide(self, verb: str) -> Verdict:
+        return self.services.gate.command(self.protocol, verb)
 
     async def count_bad(self) -> None:
         """Count a command that was not understood; ends the connection when there were too many."""

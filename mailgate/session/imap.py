@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from mailgate.model import Login, Mechanism, Protocol, Refusal, Secret, Side, Verdict
+from mailgate.model import Login, Mechanism, Protocol, Refusal, Secret, Side
 from mailgate.policy import access, answers
 from mailgate.session.dialogue import HIDDEN, Dialogue, SessionOver, SignedIn
 from mailgate.wire import sasl
@@ -171,24 +171,7 @@ class ImapDialogue(Dialogue):
         if not self.credentials_allowed:
             await self._turn_down(answers.CLEARTEXT_DISABLED)
             return None
-        mechanism = next((one for one in self.mechanisms if one.encode() == name.upper()), None)
-        if mechanism is None:
-            await self._turn_down(answers.INVALID_MECHANISM)
-            return None
-        self._mechanism = mechanism
-        try:
-            credentials = await self.exchange(mechanism, initial)
-        except sasl.SaslError as error:
-            self._mechanism = Mechanism.COMMAND
-            await self._turn_down(answers.SASL_REFUSALS[error.reason])
-            return None
-        return self._complete(mechanism, credentials.user, credentials.authzid, credentials.secret)
-
-    async def _turn_down(self, refusal: Refusal) -> None:
-        """Refuse a login that never becomes one."""
-        self.refused(refusal)
-        await self._answer_refusal(refusal)
-        await self.count_bad()
+        return await self._sasl_login(name, initial)
 
     def _complete(self, mechanism: Mechanism, user: bytes, authzid: bytes, secret: Secret) -> Login:
         return Login(
@@ -231,9 +214,6 @@ class ImapDialogue(Dialogue):
             verbs=access.KNOWN_VERBS[Protocol.IMAP],
             capabilities=signed_in.capabilities,
         )
-
-    def _decide(self, verb: str) -> Verdict:
-        return self.services.gate.command(Protocol.IMAP, verb)
 
     def farewell(self, reason: str) -> bytes:
         """Return ``* BYE`` and why."""

@@ -9,7 +9,7 @@ import re
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from mailgate.model import Login, Mechanism, Protocol, Refusal, Secret, Side, Verdict
+from mailgate.model import Login, Mechanism, Protocol, Refusal, Secret, Side
 from mailgate.policy import access, answers
 from mailgate.session.dialogue import Dialogue, SessionOver, SignedIn
 from mailgate.wire import sasl
@@ -171,24 +171,7 @@ class Pop3Dialogue(Dialogue):
             # Outlook asks for the list of mechanisms so.
             await self._ok("Mechanisms follow", *(str(one) for one in self.mechanisms))
             return None
-        mechanism = next((one for one in self.mechanisms if one.encode() == name.upper()), None)
-        if mechanism is None:
-            await self._turn_down(answers.INVALID_MECHANISM)
-            return None
-        self._mechanism = mechanism
-        try:
-            credentials = await self.exchange(mechanism, initial.strip(b" ") or None)
-        except sasl.SaslError as error:
-            self._mechanism = Mechanism.COMMAND
-            await self._turn_down(answers.SASL_REFUSALS[error.reason])
-            return None
-        return self._complete(mechanism, credentials.user, credentials.authzid, credentials.secret)
-
-    async def _turn_down(self, refusal: Refusal) -> None:
-        """Refuse a login that never becomes one."""
-        self.refused(refusal)
-        await self._answer_refusal(refusal)
-        await self.count_bad()
+        return await self._sasl_login(name, initial.strip(b" ") or None)
 
     def _complete(self, mechanism: Mechanism, user: bytes, authzid: bytes, secret: Secret) -> Login:
         return Login(
@@ -221,9 +204,6 @@ class Pop3Dialogue(Dialogue):
             visible=access.filter_pop3_capabilities,
             verbs=access.KNOWN_VERBS[Protocol.POP3],
         )
-
-    def _decide(self, verb: str) -> Verdict:
-        return self.services.gate.command(Protocol.POP3, verb)
 
     def farewell(self, reason: str) -> bytes:
         """Return nothing: RFC 1939 §3 has the server close without a response."""
