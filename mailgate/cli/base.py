@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final, NoReturn, ParamSpec, TypeVar
 
@@ -73,9 +73,9 @@ def print_problems(error: ConfigError) -> None:
         click.echo(f"  {click.style(problem.path, bold=True)}{value}: {problem.message}", err=True)
 
 
-def print_warnings(config: Config) -> None:
+def print_warnings(warnings: Iterable[str]) -> None:
     """Print what is risky or without effect in a configuration."""
-    for warning in config.warnings:
+    for warning in warnings:
         click.echo(f"{click.style('warning:', fg='yellow', bold=True)} {warning}", err=True)
 
 

@@ -23,7 +23,7 @@ from mailgate.cli.base import (
     printable,
     reports_failures,
 )
-from mailgate.cli.pairs import unusable_certificates
+from mailgate.cli.pairs import exposed_keys, unusable_certificates
 from mailgate.cli.quickstart import Quickstart
 from mailgate.config import Config, Pool
 from mailgate.config.values import is_host_name
@@ -177,7 +177,7 @@ def check(config: Path | None, print_it: bool) -> None:
     The exit status is 0 when the file can be used, 78 when it cannot.
     """
     loaded = _usable(load_config(config))
-    print_warnings(loaded)
+    print_warnings([*loaded.warnings, *exposed_keys(loaded)])
     if print_it:
         click.echo(loaded.masked_toml(), nl=False)
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -29,6 +30,21 @@ def unusable_certificates(config: Config, environ: Mapping[str, str]) -> list[Co
                 message = "holds no certificates of authorities in PEM form"
                 found.append(ConfigProblem(f"{path}.ca", text(tls.ca), message))
     return found
+
+
+def exposed_keys(config: Config) -> list[str]:
+    """Return a warning for every private key that whoever has an account on this machine could read."""
+    keys = [(f"{path}.key", pair.key.file) for path, pair in _pairs(config)]
+    keys += [
+        (f"pool.{key(name)}.tls.key", pool.tls.key.file)
+        for name, pool in config.pool.items()
+        if pool.tls.key is not None
+    ]
+    return [
+        f"{path}: everyone on this machine can read {file}: chmod o-r"
+        for path, file in keys
+        if file.stat().st_mode & stat.S_IROTH
+    ]
 
 
 def _pairs(config: Config) -> Iterator[tuple[str, KeyPair]]:

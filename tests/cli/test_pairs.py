@@ -8,7 +8,7 @@ import pytest
 import trustme
 from cryptography.hazmat.primitives import serialization
 
-from mailgate.cli.pairs import unusable_certificates
+from mailgate.cli.pairs import exposed_keys, unusable_certificates
 from mailgate.config import load
 from tests.support.certificates import write_short_key
 
@@ -119,3 +119,14 @@ def test_a_short_key_needs_the_legacy_profile_everywhere(folder: Path, other_lis
     found = unusable_certificates(load(path, {}), {})
     assert [problem.path for problem in found] == wrong
     assert all("its key is too short" in problem.message for problem in found)
+
+
+@pytest.mark.parametrize(("mode", "told"), [(0o600, False), (0o640, False), (0o644, True), (0o604, True)])
+def test_keys_that_everyone_can_read_are_told_of(folder: Path, mode: int, told: bool) -> None:
+    path = folder / "mailgate.toml"
+    path.write_text(SOURCE.format(key='"one.key"', alternate="one.key", ca="ca.pem", client="one.both"))
+    for name in ("one.key", "two.key"):
+        (folder / name).chmod(0o600)
+    (folder / "two.key").chmod(mode)
+    warning = f"tls.sni[0].key: everyone on this machine can read {folder / 'two.key'}: chmod o-r"
+    assert exposed_keys(load(path, {})) == ([warning] if told else [])
