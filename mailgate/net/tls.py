@@ -127,10 +127,10 @@ class _Pair:
         except OSError as error:
             raise TlsFilesError(f"{error.filename or self.certificate}: {error.strerror or error}") from error
 
-    def kind(self) -> str:
-        """Return the type of the key."""
+    def facts(self) -> certificates.Facts:
+        """Return what is in the certificate; raises TlsFilesError."""
         try:
-            return certificates.read(self.certificate).key.partition(" ")[0]
+            return certificates.read(self.certificate)
         except (OSError, certificates.CertificateError) as error:
             raise TlsFilesError(f"{self.certificate}: {error}") from error
 
@@ -156,6 +156,7 @@ class _Identity:
     contexts: dict[Use, ssl.SSLContext] = field(default_factory=dict)
     stamps: tuple[object, ...] = ()
     kinds: tuple[str, ...] = ()
+    ends: dict[str, datetime] = field(default_factory=dict)
 
     def load(self, uses: Collection[Use]) -> None:
         """Load the files into a context for each use, the one that is there where it can stay.
@@ -166,7 +167,8 @@ class _Identity:
             for pair in self.pairs:
                 # What is too weak for one profile may do for another, so each has its say.
                 pair.load(_new_context(profile, Protocol.IMAP))
-        kinds = tuple(pair.kind() for pair in self.pairs)
+        facts = [pair.facts() for pair in self.pairs]
+        kinds = tuple(one.key.partition(" ")[0] for one in facts)
         # A context keeps one certificate for each type of key: a new type would leave the old one beside it.
         kept = self.contexts if kinds == self.kinds else {}
         contexts = {use: kept.get(use) or _new_context(*use) for use in uses}
@@ -174,6 +176,7 @@ class _Identity:
             for pair in self.pairs:
                 pair.load(context)
         self.contexts, self.kinds = contexts, kinds
+        self.ends = {str(pair.certificate): one.not_after for pair, one in zip(self.pairs, facts, strict=True)}
 
 
 def _pairs(settings: KeyPair, alternate: KeyPair | None) -> tuple[_Pair, ...]:
@@ -287,15 +290,8 @@ class ServerTls:
                 tell(problems)
 
     def expiry(self) -> dict[str, datetime]:
-        """Return when each certificate ends, by its file's path; unreadable files are left out."""
-        found: dict[str, datetime] = {}
-        for identity in self._identities():
-            for pair in identity.pairs:
-                try:
-                    found[str(pair.certificate)] = certificates.read(pair.certificate).not_after
-                except (OSError, certificates.CertificateError):
-                    continue
-        return found
+        """Return when each certificate in force ends, by its file's path; no file is read, since scrapes ask for it."""
+        return {path: end for identity in self._identities() for path, end in identity.ends.items()}
 
 
 async def _refuse(stream: SocketStream, seen: bytes, answer: bytes) -> None:

@@ -51,7 +51,7 @@ class _Sampled(Collector):
         yield open_now
         ends = GaugeMetricFamily(
             "mailgate_certificate_expiry_timestamp_seconds",
-            "When a certificate ends, in seconds since 1970.",
+            "When a certificate that is in force ends, in seconds since 1970.",
             labels=("path",),
         )
         for path, end in self._expiry().items():

@@ -20,6 +20,7 @@ from cryptography import x509
 
 from mailgate.config import Tls
 from mailgate.model import Protocol, TlsInfo
+from mailgate.net.certificate import read, self_signed, write
 from mailgate.net.tls import PLAIN_ANSWERS, HandshakeFailed, ServerTls, TlsFilesError
 from mailgate.stream import SocketStream
 from tests.support.certificates import Authority, Issued, authority, write_short_key
@@ -493,11 +494,15 @@ def test_when_certificates_end(issued: Issued, ca: Authority, tmp_path: Path) ->
     sni = [{"names": ["other.example.org"], "certificate": other.certificate, "key": other.key}]
     tls = server_tls(issued, sni=sni)
     ends = x509.load_der_x509_certificate(issued.der).not_valid_after_utc
-    assert tls.expiry() == {
+    in_force = {
         str(issued.certificate): ends,
         str(other.certificate): x509.load_der_x509_certificate(other.der).not_valid_after_utc,
     }
+    assert tls.expiry() == in_force
     other.certificate.write_text("nothing")
-    assert tls.expiry() == {str(issued.certificate): ends}
     os.unlink(issued.certificate)
-    assert tls.expiry() == {}
+    assert len(tls.reload()) == 2
+    assert tls.expiry() == in_force, "the old ones are still shown to clients"
+    write(issued.certificate, issued.key, *self_signed(["mail.example.org"], days=3), replace=True)
+    assert len(tls.reload()) == 0
+    assert tls.expiry()[str(issued.certificate)] == read(issued.certificate).not_after != ends
