@@ -702,6 +702,56 @@ def test_no_upstream_ever_sees_a_denied_command(steps: list[bytes | tuple[bytes]
         assert not {verb.decode("latin-1") for verb in reading(bytes(script.upstream_got))} & set(DENIED)
 
 
+class MoodyUpstream:
+    """A server that takes a literal or refuses its command, and then reads on behind the line, as Dovecot does."""
+
+    def __init__(self, moods: list[bool]) -> None:
+        self.verbs: list[bytes] = []
+        self._moods = moods
+        self._unread = b""
+        self._literal: int | None = None
+        self._tag = b""
+
+    def hears(self, data: bytes) -> bytes:
+        """Take bytes; return what it says to them."""
+        self._unread += data
+        said = b""
+        while True:
+            if self._literal is not None:
+                if len(self._unread) < self._literal:
+                    return said
+                self._unread = self._unread[self._literal :]
+            line, newline, rest = self._unread.partition(b"\n")
+            if not newline:
+                # The literal is taken, and its line is not complete.
+                self._literal = None if self._literal is None else 0
+                return said
+            self._unread = rest
+            if self._literal is None:
+                self._tag, _, command = line.partition(b" ")
+                self.verbs.append(command.split()[0].upper() if command.split() else b"")
+            self._literal = None
+            announced = re.search(rb"\{([0-9]+)(\+?)\}\r?\Z", line)
+            self._moods = self._moods[1:] + self._moods[:1]
+            if announced is None or not self._moods[0]:
+                said += self._tag + b" OK done\r\n"
+                continue
+            self._literal = int(announced[1])
+            said += b"" if announced[2] else b"+ go\r\n"
+
+
+@given(st.lists(FRAGMENTS, max_size=40), st.lists(st.booleans(), min_size=1, max_size=8))
+def test_no_denied_command_hides_behind_a_refusal(fragments: list[bytes], moods: list[bool]) -> None:
+    script, upstream = relay(), MoodyUpstream(moods)
+    script.client(b"".join(fragments))
+    told = 0
+    while told < len(script.upstream_got):
+        heard = bytes(script.upstream_got[told:])
+        told = len(script.upstream_got)
+        script.upstream(upstream.hears(heard))
+    assert not {verb.decode("latin-1") for verb in upstream.verbs} & set(DENIED)
+
+
 @given(st.lists(FRAGMENTS, max_size=30), st.lists(st.integers(1, 40), min_size=1, max_size=10))
 def test_commands_do_not_depend_on_how_they_were_cut(fragments: list[bytes], cuts: list[int]) -> None:
     data = b"".join(fragments)
