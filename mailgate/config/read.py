@@ -24,6 +24,7 @@ from mailgate.config.models import (
     Server,
     TraceSettings,
 )
+from mailgate.config.show import headings
 from mailgate.config.values import SecretSource, Settings, format_duration, format_size, parse_size, reads
 from mailgate.errors import ConfigError, ConfigProblem
 
@@ -251,30 +252,16 @@ def _unknown_key(location: Location) -> str:
     known = _option_names(model) if model is not None else []
     hint = suggestion(word, known)
     if not hint:
-        homes = [home for home, names in _homes(Config, "").items() if word in names]
+        below = (found for found in headings(Config, "", is_many=False) if found[1] is not Config)
+        homes = [heading for heading, table in below if word in _option_names(table)]
         # The table that is least deep is the one that most people mean.
-        homes.sort(key=lambda home: (home.count("."), home))
+        homes.sort(key=lambda home: (home.count("."), home.strip("[")))
         hint = f"; it belongs to {', '.join(homes)}" if homes else ""
     return f"unknown key{hint}" if hint else f"unknown key; known here: {', '.join(known)}"
 
 
 def _option_names(model: type[BaseModel]) -> list[str]:
     return [name for name, info in model.model_fields.items() if not info.exclude]
-
-
-def _homes(model: type[BaseModel], path: str) -> dict[str, list[str]]:
-    """Return the options of every table below ``model``, by the table's name in TOML."""
-    homes = {path: _option_names(model)} if path else {}
-    for name, info in model.model_fields.items():
-        inner = _model_of(info.annotation)
-        if inner is not None:
-            many = get_origin(info.annotation) is tuple and not path
-            inner_path = f"{path}.{name}".lstrip(".") + (".NAME" if name == "pool" and not path else "")
-            homes |= {
-                (f"[[{home}]]" if many else f"[{home}]") if not path else home: names
-                for home, names in _homes(inner, inner_path).items()
-            }
-    return homes
 
 
 def _model_at(location: Location) -> type[Settings] | None:

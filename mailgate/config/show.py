@@ -50,20 +50,21 @@ def json_schema() -> dict[str, Any]:
 
 def reference() -> dict[str, str]:
     """Return the reference of every table as Markdown, by the table's heading in TOML."""
-    headings: dict[type[BaseModel], list[str]] = {}
-    for heading, model in _headings(Config, "", is_many=False):
-        headings.setdefault(model, []).append(heading)
-    return {", ".join(places): "\n".join(_reference_table(model)) for model, places in headings.items()}
+    places: dict[type[BaseModel], list[str]] = {}
+    for heading, model in headings(Config, "", is_many=False):
+        places.setdefault(model, []).append(heading)
+    return {", ".join(found): "\n".join(_reference_table(model)) for model, found in places.items()}
 
 
-def _headings(model: type[BaseModel], path: str, *, is_many: bool) -> Iterator[tuple[str, type[BaseModel]]]:
+def headings(model: type[BaseModel], path: str, *, is_many: bool) -> Iterator[tuple[str, type[BaseModel]]]:
+    """Yield a model and those below it, each with the heading of its table in TOML."""
     yield (f"[[{path}]]" if is_many else f"[{path}]") if path else "top level", model
     for name, info in _fields(model):
         inner = _inner_model(info.annotation)
         if inner is not None:
             origin = get_origin(info.annotation)
             inner_path = f"{path}.{name}".lstrip(".") + (".NAME" if origin is dict else "")
-            yield from _headings(inner, inner_path, is_many=origin is tuple)
+            yield from headings(inner, inner_path, is_many=origin is tuple)
 
 
 def _fields(model: type[BaseModel]) -> Iterator[tuple[str, FieldInfo]]:
