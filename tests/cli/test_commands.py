@@ -128,8 +128,8 @@ def test_check_of_a_bad_file_tells_all_and_exits_78(run: Run, config: Path) -> N
     assert result.stderr.splitlines() == [
         "The configuration has 3 problems:",
         '  limits.sessions = "x": must be a whole number',
-        "  limits.key = 1: unknown key; it belongs to [tls], [pool.NAME.tls], "
-        "[tls.alternate], [[tls.sni]], [tls.sni.alternate]",
+        "  limits.key = 1: unknown key; it belongs to [tls], [tls.alternate], "
+        "[[tls.sni]], [pool.NAME.tls], [tls.sni.alternate]",
         '  route[1].pool = "mian": there is no such pool; did you mean "main"?',
     ]
 

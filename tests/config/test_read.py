@@ -110,7 +110,7 @@ half_open = 0
         ("limits = { failure_delay = inf }", "limits.failure_delay = inf: a duration is"),
         (
             "certificate = 'x'",
-            'certificate = "x": unknown key; it belongs to [tls], [pool.NAME.tls], [tls.alternate], [[tls.sni]]',
+            'certificate = "x": unknown key; it belongs to [tls], [tls.alternate], [[tls.sni]], [pool.NAME.tls]',
         ),
         ("metrics = { bind = 9930 }", "metrics.bind = 9930: an endpoint is a string"),
         ("metrics = {}", "metrics.bind: is missing."),
