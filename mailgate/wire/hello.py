@@ -19,9 +19,6 @@ RECORDS: Final = 128
 """Records that a ClientHello may be spread over; OpenSSL sends one, tools against censorship some tens. It is
 read from its beginning whenever more of it has come, so thousands of tiny ones would cost seconds."""
 
-NEED: Final = 5
-"""Bytes of a record's header, with which reading begins."""
-
 _HANDSHAKE: Final = 22
 _CLIENT_HELLO: Final = 1
 _SERVER_NAME: Final = 0

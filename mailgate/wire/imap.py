@@ -22,7 +22,6 @@ Argument: TypeAlias = "bytes | tuple[Argument, ...] | None"
 """A string or atom as bytes, ID's NIL as None, a parenthesized list as a tuple."""
 
 _ATOM: Final = rb"[!#$&'+,\-./0-9:;<=>?@A-Z\[\]^_`a-z|}~]+"
-_TAG = re.compile(rb"[!#$&',\-./0-9:;<=>?@A-Z\[\]^_`a-z|}~]+\Z")
 _LINE_TAG = re.compile(rb"[!#$&',\-./0-9:;<=>?@A-Z\[\]^_`a-z|}~]+(?=[ \r\n])")
 _HEAD = re.compile(rb"([!#$&',\-./0-9:;<=>?@A-Z\[\]^_`a-z|}~]+) ([A-Za-z][A-Za-z0-9._\-]*)")
 _TOKEN = re.compile(rb"(?P<atom>" + _ATOM + rb')|"(?P<quoted>(?:[^"\\\r\n\0]|\\["\\])*)"|(?P<mark>[ ()])')
@@ -77,11 +76,6 @@ class SaslLine:
     """A line of a SASL exchange without its line end."""
 
     data: bytes
-
-
-def is_tag(value: bytes) -> bool:
-    """Whether ``value`` is a tag that may be echoed."""
-    return _TAG.match(value) is not None
 
 
 def quote(value: bytes) -> bytes:

@@ -312,9 +312,8 @@ class ImapRelay:
         elif problem:
             # The upstream has half of a command that nobody can take back.
             self.fatal = problem
-        elif announced is not None and self._asker is not None and self._asker is not self._current:
-            self._carry = line
         else:
+            # No other command can be asking: this one could not have begun beside it.
             self._part = False
             self._send(line, announced)
 

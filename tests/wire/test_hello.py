@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from mailgate.wire.hello import (
     HELLO_LIMIT,
-    NEED,
     RECORDS,
     ClientHello,
     NotTls,
@@ -177,7 +176,6 @@ def test_what_is_framed_like_tls_but_broken_is_no_tls(data: bytes) -> None:
 
 def test_a_hello_is_bounded() -> None:
     assert HELLO_LIMIT == 65_536
-    assert NEED == 5
     assert read_client_hello(record(b"\x01\x01\x00\x00" + b"x" * 100)) is None
     endless = record(b"\x01\xff\xff\xff" + b"x" * 996) + record(b"x" * 995) * 70
     assert read_client_hello(endless[: HELLO_LIMIT - 1]) is None

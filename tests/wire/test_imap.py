@@ -18,7 +18,6 @@ from mailgate.wire.imap import (
     LiteralAnnounced,
     SaslLine,
     encode_arguments,
-    is_tag,
     needs_literal,
     quote,
 )
@@ -139,7 +138,6 @@ def test_the_longest_legal_id_command(form: bytes) -> None:
 def test_every_character_of_a_tag(character: int) -> None:
     tag = b"%cb" % character
     legal = character in b"!#$&',-./:;<=>?@[]^_`|}~" or (character < 128 and chr(character).isalnum())
-    assert is_tag(tag) is legal
     first = feed(CommandReceiver(), tag + b" NOOP\r\n")[0]
     if legal:
         assert first == Command(tag, "NOOP", (), tag + b" NOOP\r\n")
@@ -148,13 +146,14 @@ def test_every_character_of_a_tag(character: int) -> None:
         assert first.tag is None
 
 
-@pytest.mark.parametrize("tag", [b"", b" ", b"a ", b"+", b"a+", b"*", b"a\n", b"a\r\n", b"a b", b"\xe4", b'"a"'])
+@pytest.mark.parametrize("tag", [b"", b" ", b"a ", b"+", b"a+", b"*", b"a\n", b"a\r\n", b"\xe4", b'"a"'])
 def test_what_is_no_tag(tag: bytes) -> None:
-    assert not is_tag(tag)
+    first = feed(CommandReceiver(), tag + b" NOOP\r\n")[0]
+    assert isinstance(first, BadCommand)
+    assert first.tag in (None, b"a")
 
 
 def test_the_tag_characters_all_together() -> None:
-    assert is_tag(TAG_CHARACTERS)
     assert feed(CommandReceiver(), TAG_CHARACTERS + b" NOOP\r\n")[0].tag == TAG_CHARACTERS
 
 
@@ -538,7 +537,11 @@ def test_commands_do_not_depend_on_how_they_were_cut(fragments: list[bytes], ste
 @given(st.binary(max_size=300), st.integers(1, 30))
 def test_no_bytes_raise_and_every_tag_may_be_echoed(data: bytes, step: int) -> None:
     for item in feed(CommandReceiver(), data, step):
-        assert item.tag is None or is_tag(item.tag)
+        assert (
+            item.tag is None
+            or item.tag.translate(None, TAG_CHARACTERS).isalnum()
+            or not item.tag.translate(None, TAG_CHARACTERS)
+        )
     receiver = CommandReceiver()
     lines = feed(receiver, data, step, receiver.next_line)
     assert len(lines) == data.count(b"\n")
