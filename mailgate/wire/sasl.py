@@ -1,6 +1,8 @@
 """SASL as a proxy needs it: taking credentials from clients, giving them to upstreams.
 
-Mechanisms: PLAIN (RFC 4616), LOGIN (draft-murchison-sasl-login), XOAUTH2, OAUTHBEARER (RFC 7628).
+Mechanisms: PLAIN (RFC 4616), LOGIN (draft-murchison-sasl-login), XOAUTH2, OAUTHBEARER (RFC 7628) and
+EXTERNAL (RFC 4422 appendix A), which says as whom a client wants to act and leaves it to its
+certificate to prove that it may.
 Credentials that hold control characters are refused here, at the only door through which they
 come, because the next protocol may be one that ends its lines with them.
 """
@@ -46,7 +48,10 @@ class Cancelled:
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """Who a client says it is; see ``model.Login``."""
+    """Who a client says it is; see ``model.Login``.
+
+    Behind EXTERNAL only ``authzid`` says something, and an empty one means: whoever the certificate names.
+    """
 
     user: bytes
     authzid: bytes
@@ -171,7 +176,15 @@ def _saslname(value: bytes) -> bytes:
     return value.replace(b"=2C", b",").replace(b"=3D", b"=")
 
 
+def _external() -> Steps:
+    authzid = yield Challenge(b"")
+    if has_control(authzid):
+        raise SaslError("invalid_credentials")
+    return Credentials(b"", authzid, Secret(b""))
+
+
 _MECHANISMS: Final = {
+    Mechanism.EXTERNAL: _external,
     Mechanism.PLAIN: _plain,
     Mechanism.LOGIN: _login,
     Mechanism.XOAUTH2: _xoauth2,
@@ -190,9 +203,11 @@ def begin(mechanism: Mechanism) -> Exchange:
 def initial_response(mechanism: Mechanism, user: bytes, authzid: bytes, secret: Secret) -> bytes:
     """Return what a client of ``mechanism`` says first, before base64.
 
-    For LOGIN this is the user name, and the password answers the next challenge. Raises SaslError
-    for what is no mechanism of a proxy's: EXTERNAL vouches for a connection that ends here.
+    For LOGIN this is the user name, and the password answers the next challenge; for EXTERNAL it is the
+    authorization identity alone. Raises SaslError for a login that is no SASL mechanism.
     """
+    if mechanism is Mechanism.EXTERNAL:
+        return authzid
     if mechanism is Mechanism.LOGIN:
         return user
     if mechanism is Mechanism.XOAUTH2:
