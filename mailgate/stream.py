@@ -27,6 +27,10 @@ BURST: Final = 256 * 1024
 ROUNDS: Final = 8
 """Calls that may succeed at once before a stream lets the other tasks run."""
 
+LONE: Final = 512
+"""A TLS record up to this size is taken for a lone command or answer, which ends a burst. Longer ones
+say nothing of what follows: real servers send records of odd sizes in the middle of a download."""
+
 PEEK_SECONDS: Final = 0.01
 """How often a Unix socket is looked at while more than its first bytes is wanted."""
 
@@ -68,12 +72,14 @@ class ByteStream(Protocol):
 class SocketStream:
     """A :class:`ByteStream` over a stdlib socket, which it makes non-blocking and owns."""
 
-    __slots__ = ("_failed", "_quick_reads", "_quick_writes", "_sock", "tls")
+    __slots__ = ("_drained", "_failed", "_quick_reads", "_quick_writes", "_sock", "tls")
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         self._sock: socket.socket | ssl.SSLSocket = sock
         self._failed: Exception | None = None
+        # Whether the last read took all there was: the next one waits first, instead of reading in vain.
+        self._drained = False
         self._quick_reads = 0
         self._quick_writes = 0
         self.tls: TlsInfo | None = None
@@ -103,7 +109,10 @@ class SocketStream:
 
     async def receive(self, buffer: memoryview) -> int:
         """See :class:`ByteStream`; a connection cut without TLS's farewell ends like any other."""
-        if self._quick_reads >= ROUNDS:
+        if self._drained:
+            self._quick_reads = 0
+            await self._wait_readable()
+        elif self._quick_reads >= ROUNDS:
             self._quick_reads = 0
             await trio.lowlevel.checkpoint()
         else:
@@ -123,16 +132,20 @@ class SocketStream:
         sock = self._sock
         filled = 0
         room = len(buffer)
+        self._drained = False
         try:
             while filled < room:
                 count = sock.recv_into(buffer[filled:])
                 if count == 0:
                     break
+                lone = not filled and count <= LONE
                 filled += count
-                if self.tls is None:
-                    # A plain read has taken all there was, or filled the buffer.
+                if self.tls is None or lone:
+                    # A plain read takes all there is and a TLS read all of one record, unless the buffer is full.
+                    self._drained = filled < room
                     break
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            self._drained = True
             return filled or None
         except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
             return filled

@@ -16,7 +16,7 @@ import pytest
 import trio
 import trio.testing
 
-from mailgate.stream import BURST, ROUNDS, ByteStream, SocketStream, TrioStream, burst_buffer
+from mailgate.stream import BURST, LONE, ROUNDS, ByteStream, SocketStream, TrioStream, burst_buffer
 from tests.support.certificates import Authority, authority
 
 BIG = 3 * 1024 * 1024
@@ -105,6 +105,20 @@ async def test_a_burst_fills_no_more_than_the_buffer(pair: Pair) -> None:
             count = await near.receive(memoryview(buffer))
             parts.append(bytes(buffer[:count]))
         assert parts == [b"0123", b"4567", b"89"]
+
+
+async def test_only_a_short_first_record_ends_a_burst(ca: Authority, server_context: ssl.SSLContext) -> None:
+    async with secured(server_context, ca.client()) as (near, far):
+        for size in (LONE, LONE + 1, 20, 16_000, 1, LONE + 1, 1):
+            await near.send_all(b"x" * size)
+        buffer = memoryview(burst_buffer())
+        assert await far.receive(buffer) == LONE
+        assert await far.receive(buffer) == 2 * LONE + 16_024
+        buffer = buffer[:100]
+        await near.send_all(b"y" * 150)
+        assert await far.receive(buffer) == 100
+        # The rest of the record is inside OpenSSL, where waiting for the socket would be in vain.
+        assert await far.receive(buffer) == 50
 
 
 async def test_a_cut_connection_and_a_polite_one_end_alike(pair: Pair) -> None:
