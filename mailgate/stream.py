@@ -208,7 +208,8 @@ class SocketStream:
         self._fd()
         while True:
             try:
-                self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, more_than + 1)
+                if more_than:
+                    self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, more_than + 1)
                 await self._wait_readable()
                 data = self._sock.recv(size, socket.MSG_PEEK)
                 if self._sock.family != socket.AF_UNIX or not 0 < len(data) <= more_than:
@@ -220,7 +221,7 @@ class SocketStream:
             except OSError as error:
                 raise _failure(error) from error
             finally:
-                if self._sock.fileno() >= 0:
+                if more_than and self._sock.fileno() >= 0:
                     self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
 
     async def start_tls(
@@ -270,14 +271,14 @@ class SocketStream:
         return self._sock.getpeercert(binary_form=True) if isinstance(self._sock, ssl.SSLSocket) else None
 
     async def aclose(self) -> None:
-        """See :class:`ByteStream`; a checkpoint is taken after the socket was closed."""
+        """See :class:`ByteStream`; a cancellation comes through after the socket was closed."""
         try:
             if isinstance(self._sock, ssl.SSLSocket) and self.tls is not None and self._sock.fileno() >= 0:
                 with contextlib.suppress(OSError, ValueError):
                     self._sock.unwrap()
         finally:
             self.abort()
-        await trio.lowlevel.checkpoint()
+        await trio.lowlevel.checkpoint_if_cancelled()
 
     def abort(self) -> None:
         """Close at once, without a word to a TLS peer; does nothing the second time."""

@@ -124,10 +124,12 @@ async def _accept(
     listening: socket.socket, handler: Handler, sessions: trio.Nursery, on_pause: Callable[[str], None]
 ) -> None:
     while True:
+        # To wait for each one costs less than to ask in vain whether there is another, and is fair to the sessions.
+        await trio.lowlevel.wait_readable(listening)
         try:
             sock, _ = listening.accept()
         except BlockingIOError:
-            await trio.lowlevel.wait_readable(listening)
+            # Another listened on the same socket, or the client went.
             continue
         except OSError as error:
             if error.errno in _EXHAUSTED:
@@ -135,7 +137,6 @@ async def _accept(
                 await trio.sleep(PAUSE_SECONDS)
                 continue
             if error.errno in _GONE:
-                await trio.lowlevel.checkpoint()
                 continue
             raise
         try:
@@ -145,7 +146,6 @@ async def _accept(
             sock.close()
             continue
         sessions.start_soon(_own, SocketStream(sock), peer, handler)
-        await trio.lowlevel.checkpoint()
 
 
 async def _own(stream: SocketStream, peer: Peer, handler: Handler) -> None:

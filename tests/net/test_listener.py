@@ -151,16 +151,18 @@ def test_addresses_have_one_form(name: tuple[object, ...], address: str) -> None
 
 
 class Accepting:
-    """A listening socket whose ``accept`` does what it is told, in turn."""
+    """A listening socket whose ``accept`` does what it is told, in turn; readable until nothing is left."""
 
     def __init__(self, *outcomes: int | socket.socket) -> None:
         self._outcomes = list(outcomes)
         self._idle, self._other = socket.socketpair()
+        self._other.send(b"?" * len(outcomes))
 
     def accept(self) -> tuple[socket.socket, object]:
         if not self._outcomes:
             raise BlockingIOError
         outcome = self._outcomes.pop(0)
+        self._idle.recv(1)
         if isinstance(outcome, int):
             raise OSError(outcome, os.strerror(outcome))
         return outcome, None
