@@ -2,15 +2,18 @@
 
 The order of what nests decides what outlives what: listeners end first, sessions may go on for the
 time of a drain, and what watches them (metrics, log, traces) is there until the last has ended.
+What one configuration makes is a :class:`~mailgate.generation.Generation`; a reload changes which one is
+in force.
 """
 
 from __future__ import annotations
 
 import resource
-import secrets
 import signal
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -19,31 +22,22 @@ import trio
 
 import mailgate
 from mailgate import events
-from mailgate.config import Config, Endpoint, Listener, Tls
-from mailgate.config.checks import reached_by
-from mailgate.errors import MailgateError, UpstreamFailed
-from mailgate.model import Deny, Login, Peer, Protocol, Refusal, Route, Session, Side, State
-from mailgate.net.listener import open_socket, serve
-from mailgate.net.tls import HandshakeFailed, ServerTls, Use
+from mailgate.config import Config, Log
+from mailgate.config.changes import changes
+from mailgate.doors import Door, Doors, Plan
+from mailgate.drain import drain
+from mailgate.errors import ConfigError, ConfigProblem, MailgateError, UpstreamFailed
+from mailgate.generation import Generation, Lasting
+from mailgate.model import Peer, Protocol, Session
+from mailgate.net.listener import serve
 from mailgate.observe import log
 from mailgate.observe.metrics import Metrics
 from mailgate.observe.trace import Tracer
-from mailgate.policy import answers
-from mailgate.policy.gate import Gate, GateSettings
-from mailgate.routing.static import StaticRouter
-from mailgate.session.dialogue import Services, SessionOver, SignedIn
-from mailgate.session.relay import End, Trace, Watch
-from mailgate.session.run import run_session
+from mailgate.reception import Reception
+from mailgate.session.relay import Watch
 from mailgate.stream import SocketStream, burst_buffer
 from mailgate.upstream.pool import Upstreams
 from mailgate.web import admin, http
-from mailgate.wire.framing import Limits
-
-LINGER_SECONDS: Final = 5.0
-"""How long commands in flight are awaited after their client has gone."""
-
-DRAIN_SECONDS: Final = 10.0
-"""How long sessions with a command under way may go on after a stop was asked for."""
 
 SPARE_FILES: Final = 200
 """Open files beside the two sockets of each session: listeners, probes, scrapes, traces, the interpreter's own."""
@@ -51,107 +45,56 @@ SPARE_FILES: Final = 200
 EXPIRY_WARNING: Final = timedelta(days=14)
 """How early the log warns of a certificate's end; automatic renewal happens weeks before that."""
 
+Load = Callable[[], Config]
+"""Reads the configuration again, in a thread; raises ConfigError with everything that is wrong."""
 
-class Connection:
-    """One client's connection, as sessions see it."""
 
-    def __init__(self, stream: SocketStream, session: Session, gateway: Gateway, listener: Listener) -> None:
-        self.stream = stream
-        self.session = session
-        self._gateway = gateway
-        self._listener = listener
+@dataclass(frozen=True, slots=True)
+class House:
+    """The nurseries of a gateway that runs, the outermost first."""
 
-    @property
-    def can_start_tls(self) -> bool:
-        """Whether STARTTLS or STLS may be offered now."""
-        return self._listener.tls.startswith("starttls") and self.session.tls is None
-
-    async def start_tls(self) -> None:
-        """Do the TLS handshake and tell of its outcome; raises SessionOver when it fails."""
-        gateway, listener = self._gateway, self._listener
-        if gateway.tls is None:
-            raise RuntimeError("a listener with TLS was let in without [tls]")
-        profile, protocol = _tls_use(listener, gateway.tls.settings)
-        began = trio.current_time()
-        try:
-            self.session.tls = await gateway.tls.accept(self.stream, protocol, profile, listener.handshake_timeout)
-        except HandshakeFailed as failed:
-            gateway.emit(events.TlsFailed(self.session, failed.reason))
-            raise SessionOver(Side.CLIENT, "tls_handshake_not_finished") from None
-        gateway.emit(events.TlsFinished(self.session, trio.current_time() - began))
+    services: trio.Nursery
+    sessions: trio.Nursery
+    listeners: trio.Nursery
 
 
 class Gateway:
     """One worker: everything that a configuration asks for, ready to run.
 
-    Raises MailgateError or OSError where something cannot be used.
+    ``load`` reads that configuration again for a reload, ``relog`` puts other settings of the log
+    into force. Raises MailgateError or OSError where something cannot be used.
     """
 
-    def __init__(self, config: Config, logger: structlog.stdlib.BoundLogger) -> None:
-        self.config = config
+    _house: House
+
+    def __init__(
+        self,
+        config: Config,
+        logger: structlog.stdlib.BoundLogger,
+        load: Load | None = None,
+        relog: Callable[[Log], object] = lambda settings: log.configure(settings.format, settings.level),
+    ) -> None:
         self.log = logger
+        self._load = load
+        self._relog = relog
+        self._reloading = trio.Lock()
+        self._stopping = False
+        self._protocols: dict[str, Protocol] = {}
         self.sessions: dict[str, Session] = {}
-        self._scopes: dict[str, trio.CancelScope] = {}
-        self._draining = False
-        self.tls = None
-        if config.tls is not None:
-            wanted = (listener for listener in config.listener if listener.tls != "off")
-            self.tls = ServerTls(config.tls, [_tls_use(listener, config.tls) for listener in wanted])
-        self.metrics = Metrics(
-            self.sessions,
-            {listener.name: listener.protocol for listener in config.listener},
-            self.tls.expiry if self.tls is not None else dict,
-        )
+        self.metrics = Metrics(self.sessions, self._protocols, self._expiry)
         self.tracer = Tracer(config.trace.directory, trio.current_time, self._audit)
-        self.emit: events.Emit = events.fan_out(
-            (self.metrics, log.SessionLog(logger)), lambda _, error: self._observer_failed(error)
-        )
-        limits = config.limits
-        self.gate = Gate(
-            GateSettings(
-                sessions=limits.sessions,
-                sessions_per_address=limits.sessions_per_address,
-                half_open=limits.half_open,
-                half_open_per_address=limits.half_open_per_address,
-                failures_per_session=limits.failures_per_session,
-                failure_delay=limits.failure_delay,
-                failure_delay_max=limits.failure_delay_max,
-                bad_commands=limits.bad_commands,
-            )
-        )
-        self.upstreams = Upstreams(config, self.emit)
-        self.router = StaticRouter(config.route)
+        observers = self.metrics, log.SessionLog(logger)
+        self.emit: events.Emit = events.fan_out(observers, lambda _, error: self._observer_failed(error))
+        self.reception = Reception(self.emit, self.sessions)
         self.watch = Watch()
-        self._pools = {listener.name: self._pools_of(listener) for listener in config.listener}
-        self.services = Services(
-            hostname=config.hostname,
-            gate=self.gate,
-            limits=Limits(line=limits.line, literal=limits.literal, total=limits.total),
-            route=self._route,
-            open_upstream=self._open_upstream,
-            upstream_capabilities=lambda session: self.upstreams.known_capabilities(self._pools[session.listener]),
-            emit=self.emit,
-            watch=self.watch,
-            trace=self._trace,
-            buffer=burst_buffer(),
-            linger=LINGER_SECONDS,
-        )
+        self.doors = Doors()
+        self._lasting = Lasting(self.emit, self.watch, self.tracer, burst_buffer())
+        self.current = Generation(config, self._lasting, Upstreams(config, self._tell_of_upstream))
 
-    # ---------------------------------------------------------------- what sessions are given
-
-    def _pools_of(self, listener: Listener) -> tuple[str, ...]:
-        """Return the pools that a login on this listener may be routed to."""
-        rules = reached_by(listener, enumerate(self.config.route))
-        return tuple(dict.fromkeys(rule.pool for _, rule in rules))
-
-    async def _route(self, login: Login, session: Session) -> Route | None:
-        return await self.router(login, session)
-
-    async def _open_upstream(self, route: Route, login: Login, session: Session) -> SignedIn:
-        return await self.upstreams.open(route, login, session)
-
-    def _trace(self, session: Session) -> Trace | None:
-        return self.tracer.for_session(session)
+    @property
+    def config(self) -> Config:
+        """The configuration in force."""
+        return self.current.config
 
     def _audit(self, action: str, facts: dict[str, object]) -> None:
         self.log.info(action, audit=True, **facts)
@@ -160,137 +103,86 @@ class Gateway:
         self.metrics.observer_errors.inc()
         self.log.error("an observer of sessions failed", exc_info=error)
 
-    # ---------------------------------------------------------------- one connection
-
-    async def serve_client(self, listener: Listener, stream: SocketStream, peer: Peer) -> None:
-        """Serve one connection from its acceptance to its end."""
-        session = Session(secrets.token_hex(8), listener.protocol, listener.name, peer, trio.current_time())
-        admission = self.gate.admit(session.id, peer.address, session.started)
-        if isinstance(admission.verdict, Deny):
-            self.emit(events.LimitStruck(session, admission.verdict.rule, "deny"))
-            if listener.tls != "implicit":
-                # Where TLS comes first, a word would cost a handshake.
-                await self._tell(listener, stream, admission.verdict.refusal)
-            return
-        for name in admission.shed:
-            self.emit(events.LimitStruck(self.sessions[name], admission.shed_rule, "shed"))
-            self._scopes[name].cancel()
-        self.sessions[session.id] = session
-        self.emit(events.SessionOpened(session))
-        end = End(Side.PROXY, "internal")
-        farewell: Refusal | None = None
-        try:
-            with trio.CancelScope() as scope:
-                self._scopes[session.id] = scope
-                end = await self._session(listener, stream, session)
-            if scope.cancelled_caught:
-                farewell = answers.SHUTTING_DOWN if self._draining else answers.PROCESS_FULL
-                end = End(Side.PROXY, farewell.reason)
-        except trio.Cancelled:
-            end = End(Side.PROXY, "shutting_down")
-            raise
-        except Exception as error:
-            # The boundary around a session: what went wrong in one must not reach the others.
-            farewell = answers.INTERNAL
-            self.emit(events.CrashedSession(session, error))
-        finally:
-            self.gate.left(session.id)
-            del self._scopes[session.id], self.sessions[session.id]
-            seconds = trio.current_time() - session.started
-            self.emit(events.SessionClosed(session, end.side, end.reason, seconds))
-        if farewell is not None and session.state is State.LOGIN:
-            # In the relay a line of our own could land inside a literal.
-            await self._tell(listener, stream, farewell)
-        with trio.move_on_after(1):
-            await stream.aclose()
-
-    async def _session(self, listener: Listener, stream: SocketStream, session: Session) -> End:
-        connection = Connection(stream, session, self, listener)
-        if listener.tls == "implicit":
-            try:
-                await connection.start_tls()
-            except SessionOver as over:
-                return End(over.side, over.reason)
-        return await run_session(connection, listener, self.services)
-
-    async def _tell(self, listener: Listener, stream: SocketStream, refusal: Refusal) -> None:
-        """Tell a client why its connection ends, without waiting for one that does not listen."""
-        reply = (
-            answers.imap_reply(refusal, None, "BYE")
-            if listener.protocol is Protocol.IMAP
-            else answers.pop3_reply(refusal)
-        )
-        with trio.move_on_after(1):
-            try:
-                await stream.send_all(reply)
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
-                return
-
     # ---------------------------------------------------------------- running
 
     async def run(self, task_status: trio.TaskStatus[list[socket.socket]] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until SIGTERM or SIGINT, or until cancelled; ``task_status`` gets the mail sockets."""
         self.log.info("starting", version=mailgate.__version__)
-        mail: list[tuple[Listener, list[socket.socket]]] = []
-        everything: list[socket.socket] = []
+        plan = self.doors.plan(self.config)
         try:
-            for listener in self.config.listener:
-                mail.append((listener, []))
-                for endpoint in listener.bind:
-                    everything.append(open_socket(endpoint))
-                    mail[-1][1].append(everything[-1])
+            if plan.error is not None:
+                raise plan.error
             with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
                 async with trio.open_nursery() as services:
-                    self._start_services(services)
+                    services.start_soon(self.watch.run)
                     async with trio.open_nursery() as sessions:
                         async with trio.open_nursery() as listeners:
-                            for listener, sockets in mail:
-                                listeners.start_soon(self._listen, listener, sockets, sessions)
-                            self._tell_start(mail)
-                            task_status.started(everything)
+                            self._house = House(services, sessions, listeners)
+                            self._enter(self.current, plan)
+                            self._tell_warnings()
+                            task_status.started([door.socket for door in plan.opened if door.place.kind == "mail"])
                             await self._until_stopped(signals)
                             listeners.cancel_scope.cancel()
-                        for sock in everything:
-                            sock.close()
                         await self._drain_unless_hurried(signals)
                         sessions.cancel_scope.cancel()
                     services.cancel_scope.cancel()
         finally:
-            for sock in everything:
-                sock.close()
+            plan.abandon()
+            self.doors.close()
             self.tracer.close()
         self.log.info("stopped")
 
-    async def _listen(self, listener: Listener, sockets: list[socket.socket], sessions: trio.Nursery) -> None:
-        async def handle(stream: SocketStream, peer: Peer) -> None:
-            await self.serve_client(listener, stream, peer)
+    def _enter(self, generation: Generation, plan: Plan) -> None:
+        """Put a generation and its doors into force, without a checkpoint in between."""
+        retired, self.current = self.current, generation
+        self.doors.carry_out(plan, generation)
+        if retired is not generation:
+            retired.retire()
+        self._protocols.clear()
+        self._protocols.update((listener.name, listener.protocol) for listener in self.config.listener)
+        self._tell_doors(plan)
+        for door in plan.opened:
+            nursery = self._house.listeners if door.place.kind == "mail" else self._house.services
+            nursery.start_soon(self._serve_door, door)
+        self._house.services.start_soon(generation.run, self._reloaded, self._probed)
+        self.metrics.keep_servers(generation.servers)
 
-        await serve(sockets, handle, sessions, self._pause)
+    async def _serve_door(self, door: Door) -> None:
+        """Let in whoever comes through a door until it is gone."""
+
+        async def handle(stream: SocketStream, peer: Peer) -> None:
+            if door.generation is not None and door.place.listener is not None:
+                await self.reception.serve(door.generation, door.place.listener, stream, peer)
+
+        try:
+            with door.scope:
+                match door.place.kind:
+                    case "mail":
+                        await serve([door.socket], handle, self._house.sessions, self._pause)
+                    case "metrics":
+                        app = http.metrics_app(self.metrics.scrape, self._not_ready)
+                        await http.serve_http(app, door.socket, door.gone)
+                    case "admin":
+                        app = admin.admin_app(self.tracer, self.reload)
+                        await http.serve_http(app, door.socket, door.gone)
+        finally:
+            door.socket.close()
 
     def _pause(self, reason: str) -> None:
         self.metrics.accept_pauses.inc()
         self.log.error("accepting rests for a moment", reason=reason, listener="all")
 
-    def _start_services(self, nursery: trio.Nursery) -> None:
-        nursery.start_soon(self.watch.run)
-        nursery.start_soon(self.upstreams.probe, self._probed)
-        if self.tls is not None:
-            nursery.start_soon(self.tls.watch, self._reloaded)
-        if self.config.metrics is not None:
-            app, endpoint = http.metrics_app(self.metrics.scrape, self._not_ready), self.config.metrics.bind
-            nursery.start_soon(http.serve_http, app, open_socket(endpoint))
-            self.log.info("listening", listener="metrics", protocol="http", bind=[str(endpoint)])
-        if self.config.admin is not None:
-            app, endpoint = admin.admin_app(self.tracer), Endpoint("", 0, self.config.admin.socket)
-            nursery.start_soon(http.serve_http, app, open_socket(endpoint, private=True))
-            self.log.info("listening", listener="admin", protocol="http", bind=[str(endpoint)])
-
     async def _until_stopped(self, signals: AsyncIterator[int]) -> None:
         async for number in signals:
             if number != signal.SIGHUP:
+                self._stopping = True
                 self.log.info("stopping", signal=signal.Signals(number).name, sessions=len(self.sessions))
                 return
-            self._reloaded(self.tls.reload() if self.tls is not None else [])
+            if self._load is None:
+                self._reloaded(self.current.tls.reload() if self.current.tls is not None else [])
+            else:
+                # A stop must not wait for a configuration to be read.
+                self._house.services.start_soon(self._reload_quietly)
 
     async def _drain_unless_hurried(self, signals: AsyncIterator[int]) -> None:
         """Drain; a second SIGTERM or SIGINT ends the sessions at once."""
@@ -301,41 +193,108 @@ class Gateway:
                     self.log.warning("stopping at once", sessions=len(self.sessions))
                     scope.cancel()
 
+        self.reception.closing = True
         async with trio.open_nursery() as nursery:
             nursery.start_soon(hurry, nursery.cancel_scope)
-            await self._drain()
+            left = await drain(self.sessions, self.reception.scopes, self.watch, self.config.shutdown.drain)
+            if left:
+                self.log.warning("sessions are cut off", sessions=left)
             nursery.cancel_scope.cancel()
 
-    async def _drain(self) -> None:
-        """End the sessions: at once those that have nothing under way, the others when they are done."""
-        self._draining = True
-        for name, scope in self._scopes.items():
-            if self.sessions[name].state is not State.RELAY:
-                scope.cancel()
-        deadline = trio.current_time() + DRAIN_SECONDS
-        while self.watch.end_idle("shutting_down") or self.sessions:
-            if trio.current_time() >= deadline:
-                self.log.warning("sessions are cut off", sessions=len(self.sessions))
-                return
-            await trio.sleep(0.05)
+    # ---------------------------------------------------------------- reloading
+
+    async def _reload_quietly(self) -> None:
+        try:
+            await self.reload()
+        except MailgateError:
+            # The log has said everything; a signal has nobody to answer to.
+            return
+
+    async def reload(self) -> dict[str, object]:
+        """Read the configuration again and put it into force for new sessions; return what that changed.
+
+        Raises ConfigError with everything that is wrong with it, and then nothing has changed; MailgateError
+        when there is nothing to read or the gateway stops.
+        """
+        if self._load is None:
+            raise MailgateError("the gateway was started without a configuration file")
+        async with self._reloading:
+            try:
+                changed = await self._reload(self._load)
+            except ConfigError as error:
+                self.metrics.reloads.labels("refused").inc()
+                for problem in error.problems:
+                    self.log.error("reload refused, the old configuration stays in force", problem=str(problem))
+                raise
+            self.metrics.reloads.labels("ok").inc()
+            self.log.info("configuration reloaded", changed=changed)
+            self._tell_warnings()
+            return {"changed": changed, "warnings": list(self.config.warnings)}
+
+    async def _reload(self, load: Load) -> list[str]:
+        """Make everything that may fail, then put it into force."""
+        with self._refusing("file"):
+            config = await trio.to_thread.run_sync(load, abandon_on_cancel=True)
+        with self._refusing("pool"):
+            upstreams = await trio.to_thread.run_sync(Upstreams, config, self._tell_of_upstream)
+        if self._stopping:
+            raise MailgateError("the gateway is shutting down")
+        plan = self.doors.plan(config)
+        try:
+            if plan.refused:
+                raise ConfigError(plan.refused)
+            with self._refusing("tls"):
+                generation = Generation(config, self._lasting, upstreams, self.current)
+        except BaseException:
+            plan.abandon()
+            raise
+        before = self.config
+        changed = changes(before, config)
+        changed += [f"certificate {path}: new contents" for path in (generation.tls.renewed if generation.tls else ())]
+        if config.log != before.log:
+            self._relog(config.log)
+        if config.limits.sessions != before.limits.sessions:
+            allow_files(config.limits.sessions, self.log)
+        self.tracer.directory = config.trace.directory
+        self._enter(generation, plan)
+        return changed
+
+    @contextmanager
+    def _refusing(self, path: str) -> Iterator[None]:
+        """Make whatever goes wrong a reason to refuse the configuration: running sessions must not suffer from it."""
+        try:
+            yield
+        except ConfigError:
+            raise
+        except (MailgateError, OSError) as error:
+            raise ConfigError([ConfigProblem(path, "", f"cannot be used: {error}")]) from error
+        except Exception as error:
+            self.log.error("reload failed", exc_info=error)
+            problem = ConfigProblem(path, "", "met an error of mailgate's own; its traceback is in the log")
+            raise ConfigError([problem]) from error
 
     # ---------------------------------------------------------------- telling
 
-    def _tell_start(self, mail: list[tuple[Listener, list[socket.socket]]]) -> None:
+    def _tell_doors(self, plan: Plan) -> None:
+        """Tell what is listened on from now on, and what no more."""
+        opened: dict[tuple[str, str, str], list[str]] = {}
+        for door in plan.opened:
+            opened.setdefault(door.place.facts, []).append(str(door.place.endpoint))
+        for (name, protocol, tls), bind in opened.items():
+            self.log.info("listening", listener=name, protocol=protocol, tls=tls, bind=bind)
+        for door in plan.leaving:
+            self.log.info("listening no more", listener=door.place.facts[0], bind=[str(door.place.endpoint)])
+
+    def _tell_warnings(self) -> None:
         for warning in self.config.warnings:
             self.log.warning("configuration", warning=warning)
-        for listener, _ in mail:
-            self.log.info(
-                "listening",
-                listener=listener.name,
-                protocol=listener.protocol.value,
-                tls=listener.tls,
-                bind=[str(endpoint) for endpoint in listener.bind],
-            )
         self._warn_of_expiry()
 
+    def _expiry(self) -> dict[str, datetime]:
+        return self.current.tls.expiry() if self.current.tls is not None else {}
+
     def _warn_of_expiry(self) -> None:
-        for path, end in (self.tls.expiry() if self.tls is not None else {}).items():
+        for path, end in self._expiry().items():
             if end - datetime.now(UTC) < EXPIRY_WARNING:
                 self.log.warning("a certificate ends soon", path=path, not_after=end.isoformat())
 
@@ -346,6 +305,14 @@ class Gateway:
         if not problems:
             self.log.info("certificates are up to date")
         self._warn_of_expiry()
+
+    def _tell_of_upstream(self, event: events.Event) -> None:
+        self.emit(event)
+        match event:
+            case events.UpstreamConnected(pool=pool, server=server) | events.UpstreamRefused(pool=pool, server=server):
+                # A session of an earlier configuration may still go to a server that this one does not have.
+                if (pool, server) not in self.current.servers:
+                    self.metrics.forget(pool, server)
 
     def _probed(self, pool: str, server: str, failed: UpstreamFailed | None) -> None:
         self.metrics.probed(pool, server, failed is None)
@@ -360,21 +327,17 @@ class Gateway:
             )
 
     def _not_ready(self) -> list[str]:
-        if self._draining:
+        if self.reception.closing:
             return ["shutting down"]
-        unreachable = self.upstreams.unreachable()
+        unreachable = self.current.upstreams.unreachable()
         if len(unreachable) == len(self.config.pool):
             return [f"pool {name}: no server can be reached" for name in unreachable]
         return []
 
 
-def _tls_use(listener: Listener, tls: Tls) -> Use:
-    return listener.profile or tls.profile, listener.protocol
-
-
-async def _run(config: Config, logger: structlog.stdlib.BoundLogger) -> None:
+async def _run(config: Config, logger: structlog.stdlib.BoundLogger, load: Load | None) -> None:
     allow_files(config.limits.sessions, logger)
-    await Gateway(config, logger).run()
+    await Gateway(config, logger, load).run()
 
 
 def allow_files(sessions: int, logger: structlog.stdlib.BoundLogger) -> None:
@@ -388,12 +351,13 @@ def allow_files(sessions: int, logger: structlog.stdlib.BoundLogger) -> None:
         logger.warning("too few open files", allowed=allowed, needed=needed, sessions=sessions)
 
 
-def main(config: Config) -> int:
+def main(config: Config, load: Load | None = None) -> int:
     """Run the gateway until it is stopped; return the exit status.
 
-    Raises MailgateError or OSError, with what to do, when it cannot start.
+    ``load`` reads the configuration again for a reload; without it only certificates are. Raises
+    MailgateError or OSError, with what to do, when it cannot start.
     """
-    run_alone(_run, config, log.configure(config.log.format, config.log.level))
+    run_alone(_run, config, log.configure(config.log.format, config.log.level), load)
     return 0
 
 

@@ -23,14 +23,16 @@ import structlog
 import trio
 
 import mailgate
-from mailgate import app
+from mailgate import app, reception
 from mailgate.app import Gateway, main
-from mailgate.config import Admin, Config, Endpoint, LimitSettings, Metrics, Pool, Tls, TraceSettings
+from mailgate.config import Admin, Config, Endpoint, LimitSettings, Metrics, Pool, Shutdown, Tls, TraceSettings
 from mailgate.errors import MailgateError
 from mailgate.events import Event
 from mailgate.model import State
 from mailgate.net import certificate
 from mailgate.observe import log
+from mailgate.reception import Connection
+from mailgate.stream import SocketStream
 from mailgate.upstream.pool import Upstreams
 from tests.support.certificates import Issued, authority
 from tests.support.servers import free_ports
@@ -169,7 +171,7 @@ async def running(config: Config, **changes: Any) -> AsyncIterator[Running]:
                     stream.socket.close()
             nursery.cancel_scope.cancel()
     assert not gateway.sessions
-    assert gateway.gate.sessions == 0
+    assert gateway.current.gate.sessions == 0
 
 
 def with_tls(pair: Issued, mode: str, **more: Any) -> dict[str, Any]:
@@ -246,7 +248,7 @@ async def test_pop3_keeps_the_reason_of_a_mailbox_in_use() -> None:
 async def test_a_crashed_session_harms_no_other(
     state: State, farewell: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = app.run_session
+    real = reception.run_session
     async with serving(SIGNED_IN + "C: a2 NOOP\nS: a2 OK done\n") as server, running(one(server)) as gateway:
         working = await gateway.connect()
         await working.logs_in()
@@ -256,14 +258,14 @@ async def test_a_crashed_session_harms_no_other(
             await trio.lowlevel.checkpoint()
             raise ZeroDivisionError("oops")
 
-        monkeypatch.setattr(app, "run_session", crash)
+        monkeypatch.setattr(reception, "run_session", crash)
         crashed = await gateway.connect()
         assert [await crashed.hears() for _ in farewell] == farewell
         line = await gateway.log("session crashed")
         assert "ZeroDivisionError: oops" in line["exception"]
         assert gateway.logged("session")[0].items() >= {"side": "proxy", "reason": "internal"}.items()
         assert gateway.metric("session_crashes_total", protocol="imap") == 1
-        monkeypatch.setattr(app, "run_session", real)
+        monkeypatch.setattr(reception, "run_session", real)
         assert await working.asks("a2 NOOP") == "a2 OK done"
         newcomer = await gateway.connect()
         assert (await newcomer.hears()).startswith("* OK")
@@ -317,7 +319,7 @@ async def test_a_client_that_is_turned_away_and_does_not_wait(monkeypatch: pytes
             await trio.lowlevel.checkpoint()
             raise trio.BrokenResourceError
 
-        monkeypatch.setattr(app.SocketStream, "send_all", gone)
+        monkeypatch.setattr(SocketStream, "send_all", gone)
         assert await (await gateway.connect()).hears() == ""
         await first.goes()
 
@@ -458,11 +460,10 @@ async def test_sigterm_lets_commands_finish() -> None:
 
 
 @pytest.mark.parametrize(("second", "line"), [(True, "stopping at once"), (False, "sessions are cut off")])
-async def test_a_command_without_end_does_not_hold_the_gateway(
-    second: bool, line: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(app, "DRAIN_SECONDS", 60.0 if second else 0.1)
-    async with serving(SIGNED_IN + "C: a2 NOOP\nsilence") as server, running(one(server)) as gateway:
+async def test_a_command_without_end_does_not_hold_the_gateway(second: bool, line: str) -> None:
+    limit = Shutdown(drain="60s" if second else "1s")  # type: ignore[arg-type]
+    silent = SIGNED_IN + "C: a2 NOOP\nsilence"
+    async with serving(silent) as server, running(one(server), shutdown=limit) as gateway:
         client = await gateway.connect()
         await client.logs_in()
         await client.says("a2 NOOP")
@@ -471,7 +472,7 @@ async def test_a_command_without_end_does_not_hold_the_gateway(
         await gateway.log("stopping")
         signal.raise_signal(signal.SIGHUP)
         if second:
-            await until(lambda: gateway.gateway._draining)
+            await until(lambda: gateway.gateway.reception.closing)
             signal.raise_signal(signal.SIGTERM)
         await gateway.stopped.wait()
         assert (await gateway.log(line))["sessions"] == 1
@@ -583,7 +584,7 @@ async def test_accepting_that_rests_is_told() -> None:
 
 def test_a_listener_with_tls_needs_certificates() -> None:
     gateway = Gateway(one(NOBODY), log.configure("json", "error", io.StringIO()))
-    connection = app.Connection(None, None, gateway, gateway.config.listener[0])  # type: ignore[arg-type]
+    connection = Connection(None, None, gateway.current, gateway.config.listener[0])  # type: ignore[arg-type]
     with pytest.raises(RuntimeError, match="without"):
         trio.run(connection.start_tls)
 

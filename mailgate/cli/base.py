@@ -79,8 +79,8 @@ def print_warnings(warnings: Iterable[str]) -> None:
         click.echo(f"{click.style('warning:', fg='yellow', bold=True)} {warning}", err=True)
 
 
-def load_config(path: Path | None) -> Config:
-    """Return the configuration in ``path``, or in the usual place when none is given."""
+def find_config(path: Path | None) -> Path:
+    """Return the absolute path of the configuration: ``path``, or the usual place when none is given."""
     if path is None:
         if not DEFAULT_CONFIG.exists():
             raise click.UsageError(
@@ -88,7 +88,12 @@ def load_config(path: Path | None) -> Config:
                 "or see `mailgate run --help` for how to start without one."
             )
         path = DEFAULT_CONFIG
-    return configuration.load(path, os.environ)
+    return path.absolute()
+
+
+def load_config(path: Path | None) -> Config:
+    """Return the configuration in ``path``, or in the usual place when none is given."""
+    return configuration.load(find_config(path), os.environ)
 
 
 def printable(text: str) -> str:

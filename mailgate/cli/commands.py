@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +18,7 @@ from mailgate.cli.base import (
     config_argument,
     config_option,
     fail,
+    find_config,
     load_config,
     print_warnings,
     printable,
@@ -107,7 +108,13 @@ def run(
         for option, value in given.items():
             if value:
                 raise click.UsageError(f"{option} goes with --upstream; with a file, write it there.")
-        raise SystemExit(_serve(_usable(load_config(config))))
+        # The file is found once: a reload reads the same one, whatever the environment or the folder is then.
+        path = find_config(config)
+
+        def load() -> Config:
+            return _usable(load_config(path))
+
+        raise SystemExit(_serve(load(), load))
     if config is not None and not _from_environment("config"):
         raise click.UsageError("Give either a configuration file or --upstream.")
     try:
@@ -137,11 +144,11 @@ def _usable(config: Config) -> Config:
     return config
 
 
-def _serve(config: Config) -> int:
+def _serve(config: Config, load: Callable[[], Config] | None = None) -> int:
     # Everything else on this command line works without loading a server.
     from mailgate.app import main as serve
 
-    return serve(config)
+    return serve(config, load)
 
 
 def _from_environment(parameter: str) -> bool:

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import socket as sockets
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import click
-import httpx
 
-from mailgate.cli.base import config_option, fail, load_config, printable, reports_failures
+from mailgate.cli.ask import ask, socket_option
+from mailgate.cli.base import config_option, printable, reports_failures
 from mailgate.config.values import parse_duration
-
-_socket_option = click.option(
-    "--socket",
-    type=click.Path(path_type=Path),
-    help="The administration socket.  [default: as the configuration says]",
-)
 
 
 class _Duration(click.ParamType[float]):
@@ -52,7 +44,7 @@ def trace() -> None:
     help='When it ends by itself: "30s", "10m", "1h".',
 )
 @click.option("--bodies", is_flag=True, help="Record messages too.")
-@_socket_option
+@socket_option
 @config_option
 @reports_failures
 def start(
@@ -67,17 +59,17 @@ def start(
     if (user is None) == (address is None):
         raise click.UsageError("Give either --user or --address.")
     whom = {"user": user} if user is not None else {"address": address}
-    answer = _ask(socket, config, "POST", "/v1/trace", {**whom, "seconds": seconds, "bodies": bodies})
+    answer = ask(socket, config, "POST", "/v1/trace", {**whom, "seconds": seconds, "bodies": bodies})
     _print_trace(answer)
 
 
 @trace.command(name="list")
-@_socket_option
+@socket_option
 @config_option
 @reports_failures
 def list_traces(socket: Path | None, config: Path | None) -> None:
     """List the traces that are running."""
-    answer = _ask(socket, config, "GET", "/v1/trace")
+    answer = ask(socket, config, "GET", "/v1/trace")
     traces = answer.get("traces", [])
     for each in traces:
         _print_trace(each)
@@ -87,14 +79,14 @@ def list_traces(socket: Path | None, config: Path | None) -> None:
 
 @trace.command()
 @click.argument("trace_id", metavar="ID")
-@_socket_option
+@socket_option
 @config_option
 @reports_failures
 def stop(trace_id: str, socket: Path | None, config: Path | None) -> None:
     """Stop the trace ID."""
     if not trace_id.isalnum():
         raise click.UsageError("An ID is letters and digits, as `mailgate trace list` shows it.")
-    _ask(socket, config, "DELETE", f"/v1/trace/{trace_id}")
+    ask(socket, config, "DELETE", f"/v1/trace/{trace_id}")
     click.echo(f"Stopped {trace_id}.")
 
 
@@ -106,47 +98,3 @@ def _print_trace(answer: Mapping[str, Any]) -> None:
     if answer.get("file") or answer.get("directory"):
         parts.append(str(answer.get("file") or answer["directory"]))
     click.echo(printable(", ".join(parts)))
-
-
-def _ask(
-    socket: Path | None, config: Path | None, method: str, path: str, body: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
-    """Ask the running gateway; leaves with a message when it cannot be reached or says no."""
-    place = socket or _configured_socket(config)
-    # httpx leaks the socket of a connection that fails (seen in httpcore 1.0.9).
-    with contextlib.closing(sockets.socket(sockets.AF_UNIX)) as probe:
-        try:
-            probe.connect(str(place))
-        except OSError as error:
-            reason = error.strerror or str(error)
-            fail(f"nobody answers on {place} ({reason}): is the gateway running, and may you open its socket?")
-    transport = httpx.HTTPTransport(uds=str(place))
-    try:
-        with httpx.Client(transport=transport, base_url="http://mailgate", timeout=10.0) as client:
-            answer = client.request(method, path, json=body)
-    except httpx.HTTPError as error:
-        fail(f"the gateway did not answer on {place}: {type(error).__name__}")
-    return _read(answer)
-
-
-def _read(answer: httpx.Response) -> dict[str, Any]:
-    try:
-        content = answer.json() if answer.content else {}
-    except ValueError:
-        _odd(answer)
-    if not isinstance(content, dict):
-        _odd(answer)
-    if answer.is_error:
-        fail(f"the gateway refuses: {printable(str(content.get('error', answer.reason_phrase)))}")
-    return content
-
-
-def _odd(answer: httpx.Response) -> NoReturn:
-    fail(f"what answers on the socket is not mailgate (status {answer.status_code})")
-
-
-def _configured_socket(config: Path | None) -> Path:
-    loaded = load_config(config)
-    if loaded.admin is None:
-        fail("the configuration has no [admin] with a socket; name one with --socket")
-    return loaded.admin.socket

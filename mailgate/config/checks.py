@@ -116,7 +116,7 @@ def _duplicates(draft: Draft) -> Iterator[ConfigProblem]:
         taken.append(("metrics.bind", draft.metrics.bind))
     for place, (path, endpoint) in enumerate(taken):
         for other, earlier in taken[:place]:
-            if _collide(endpoint, earlier):
+            if collide(endpoint, earlier):
                 yield ConfigProblem(path, text(endpoint), f"is already taken by {other} ({earlier})")
                 break
 
@@ -129,7 +129,8 @@ def _repeated(named: Iterable[tuple[str, str]]) -> Iterator[ConfigProblem]:
         seen.setdefault(name, path)
 
 
-def _collide(one: Endpoint, other: Endpoint) -> bool:
+def collide(one: Endpoint, other: Endpoint) -> bool:
+    """Whether the two cannot be listened on at the same time."""
     if one == other:
         return True
     if one.path is not None or other.path is not None or one.port != other.port:
@@ -335,8 +336,6 @@ def _warnings(config: Config) -> Iterator[str]:
             yield f"pool.{key(name)}: no route leads to it."
     if config.tls is not None and all(listener.tls == "off" for listener in config.listener):
         yield "tls: no listener uses the certificate."
-    if config.admin is not None and config.trace.directory is None:
-        yield "admin: the socket serves traces, which need trace.directory."
     yield from _route_warnings(config)
 
 

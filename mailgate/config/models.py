@@ -296,7 +296,7 @@ class Metrics(Settings):
 
 
 class Admin(Settings):
-    """The Unix socket that `mailgate trace` talks to."""
+    """The Unix socket that `mailgate trace` and `mailgate reload` talk to."""
 
     socket: FilePath = Field(description="Its path; it is made with mode 0600.")
 
@@ -321,6 +321,18 @@ class TraceSettings(Settings):
         default=None,
         json_schema_extra=shown("no traces"),
         description="Where traces are written; made with mode 0700, files with mode 0600.",
+    )
+
+
+class Shutdown(Settings):
+    """How the gateway stops."""
+
+    drain: Seconds = Field(
+        default=10.0,
+        ge=1.0,
+        le=86400.0,
+        description="How long sessions may go on after SIGTERM. Idle ones are told to go over the first half of it, "
+        "the others when their commands are answered; POP3 sessions may reach QUIT.",
     )
 
 
@@ -354,6 +366,7 @@ class Config(Settings):
     admin: Admin | None = Field(default=None, description="Administration over a Unix socket.")
     log: Log = Field(default_factory=Log, description="Logging.")
     trace: TraceSettings = Field(default_factory=TraceSettings, description="Protocol traces.")
+    shutdown: Shutdown = Field(default_factory=Shutdown, description="Stopping.")
 
     @field_validator("hostname")
     @classmethod
@@ -405,6 +418,7 @@ __all__ = [
     "Profile",
     "RouteRule",
     "Server",
+    "Shutdown",
     "SniCertificate",
     "Tls",
     "TraceSettings",

@@ -155,6 +155,7 @@ class _Identity:
     pairs: tuple[_Pair, ...]
     contexts: dict[Use, ssl.SSLContext] = field(default_factory=dict)
     stamps: tuple[object, ...] = ()
+    loaded: tuple[object, ...] = ()
     kinds: tuple[str, ...] = ()
     ends: dict[str, datetime] = field(default_factory=dict)
 
@@ -175,7 +176,7 @@ class _Identity:
         for context in contexts.values():
             for pair in self.pairs:
                 pair.load(context)
-        self.contexts, self.kinds = contexts, kinds
+        self.contexts, self.kinds, self.loaded = contexts, kinds, self.stamps
         self.ends = {str(pair.certificate): one.not_after for pair, one in zip(self.pairs, facts, strict=True)}
 
 
@@ -189,10 +190,12 @@ def _pairs(settings: KeyPair, alternate: KeyPair | None) -> tuple[_Pair, ...]:
 class ServerTls:
     """All certificates of a configuration, for the profiles and protocols of its listeners.
 
-    Raises TlsFilesError if one cannot be used.
+    Those of an ``earlier`` one whose files are the same keep their contexts, and with them the
+    session tickets that clients hold. ``renewed`` names the certificates among these whose files
+    have new contents. Raises TlsFilesError if one cannot be used.
     """
 
-    def __init__(self, settings: Tls, uses: Iterable[Use]) -> None:
+    def __init__(self, settings: Tls, uses: Iterable[Use], earlier: ServerTls | None = None) -> None:
         self.settings = settings
         self._uses = tuple(dict.fromkeys(uses))
         self._default = _Identity((), _pairs(settings, settings.alternate))
@@ -203,9 +206,18 @@ class ServerTls:
             for name in identity.names:
                 table = self._wildcard if name.startswith("*.") else self._exact
                 table.setdefault(name.removeprefix("*"), identity)
+        known = {identity.pairs: identity for identity in earlier._identities()} if earlier is not None else {}
+        self.renewed: list[str] = []
         for identity in self._identities():
             identity.stamps = _stamps(identity)
-            identity.load(self._uses)
+            kept = known.get(identity.pairs)
+            if kept is not None:
+                identity.contexts, identity.kinds, identity.ends = kept.contexts, kept.kinds, kept.ends
+                identity.loaded = kept.loaded
+                if identity.stamps != kept.loaded:
+                    self.renewed += [str(pair.certificate) for pair in identity.pairs]
+            if identity.stamps != identity.loaded or not identity.contexts.keys() >= set(self._uses):
+                identity.load(self._uses)
 
     def _identities(self) -> Iterator[_Identity]:
         yield self._default
@@ -269,12 +281,12 @@ class ServerTls:
             stamps = _stamps(identity)
             if stamps == identity.stamps:
                 continue
+            # A bad file is told of once and looked at again when it changes.
+            identity.stamps = stamps
             try:
                 identity.load(self._uses)
             except TlsFilesError as error:
                 problems.append(str(error))
-            # A bad file is told of once and looked at again when it changes.
-            identity.stamps = stamps
         return problems
 
     async def watch(self, tell: Callable[[list[str]], None]) -> None:

@@ -6,7 +6,7 @@ client chooses is ever a label, since each new value would cost memory for good.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import datetime
 from typing import Final
 
@@ -138,6 +138,7 @@ class Metrics:
         self.accept_pauses = counter("accept_pauses", "Times that accepting rested: files or memory ran out.")
         self.observer_errors = counter("observer_errors", "Errors in what watches sessions, mail unharmed.")
         self.reload_failures = counter("certificate_reload_failures", "Replaced certificates that were unusable.")
+        self.reloads = counter("reloads", "Reloads of the configuration: ok, or refused because it was bad.", "result")
         self._command_children: dict[tuple[Protocol, str, str], Counter] = {}
         self._second_children: dict[tuple[Protocol, str], Histogram] = {}
         for protocol in Protocol:
@@ -193,6 +194,17 @@ class Metrics:
     def probed(self, pool: str, server: str, reachable: bool) -> None:
         """Note whether a server answered when it was asked what it can."""
         self.reachable.labels(pool, server).set(reachable)
+
+    def forget(self, pool: str, server: str) -> None:
+        """Show no more whether a server can be reached that is not in the configuration; counters stay."""
+        self.reachable.remove(pool, server)
+
+    def keep_servers(self, servers: Collection[tuple[str, str]]) -> None:
+        """Forget all but these servers of pools."""
+        for sample in next(iter(self.reachable.collect())).samples:
+            pool, server = sample.labels["pool"], sample.labels["server"]
+            if (pool, server) not in servers:
+                self.forget(pool, server)
 
     def _command(self, protocol: Protocol, verb: str, result: str, seconds: float) -> None:
         # The most frequent event by far: looking the children up costs more than counting.

@@ -224,7 +224,7 @@ class Tracer:
         clock: Callable[[], float],
         audit: Callable[[str, dict[str, object]], None],
     ) -> None:
-        self._directory = directory
+        self.directory = directory
         self._clock = clock
         self._audit = audit
         self._active: dict[str, _Active] = {}
@@ -233,7 +233,7 @@ class Tracer:
         self, *, user: str | None, address: str | None, seconds: float, by: str, bodies: bool = False
     ) -> dict[str, object]:
         """Begin a trace of one user or one address; return its facts. Raises TraceError."""
-        if self._directory is None:
+        if self.directory is None:
             raise TraceError("traces are off: set trace.directory in the configuration")
         if (user is None) == (address is None):
             raise TraceError("name a user or an address")
@@ -249,10 +249,10 @@ class Tracer:
         if len(self._active) >= TRACES:
             raise TraceError(f"{TRACES} traces run already; stop one first")
         name = secrets.token_hex(6)
-        path = self._directory / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{name}.trace"
+        path = self.directory / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{name}.trace"
         try:
-            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._directory.chmod(0o700)
+            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.directory.chmod(0o700)
             handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_NOFOLLOW, 0o600)
         except OSError as error:
             raise TraceError(f"{path}: {error.strerror}") from error

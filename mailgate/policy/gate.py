@@ -53,13 +53,16 @@ def address_key(address: str) -> str:
 
 
 class Gate:
-    """All rules of one worker with their counts."""
+    """All rules of one worker with their counts, which go on from the gate before it where there was one.
 
-    def __init__(self, settings: GateSettings) -> None:
+    Sessions keep the gate that let them in, so each gate has rules of its own, while all count together.
+    """
+
+    def __init__(self, settings: GateSettings, earlier: Gate | None = None) -> None:
         self.settings = settings
-        self._keys: dict[str, str] = {}
-        self._sessions = Concurrency()
-        self._half_open = HalfOpen()
+        self._keys: dict[str, str] = {} if earlier is None else earlier._keys
+        self._sessions: Concurrency = Concurrency() if earlier is None else earlier._sessions
+        self._half_open: HalfOpen = HalfOpen() if earlier is None else earlier._half_open
         self._delay = FailureDelay(settings.failure_delay, settings.failure_delay_max)
 
     @property

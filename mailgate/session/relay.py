@@ -11,7 +11,8 @@ a literal of the upstream's.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -19,6 +20,7 @@ import trio
 
 from mailgate.errors import LinkBroken
 from mailgate.events import BytesRelayed, CommandFinished, Emit
+from mailgate.model import Protocol as Mail
 from mailgate.model import Session, Side
 from mailgate.stream import ByteStream
 from mailgate.wire.relay import Buffer, RelayCore
@@ -71,11 +73,17 @@ class Watch:
     def __len__(self) -> int:
         return len(self._relays)
 
-    def end_idle(self, reason: str) -> int:
-        """End the relays that have no command under way; return how many are left (for a drain)."""
+    def end_idle(self, reason: str, at_most: int = sys.maxsize, spared: Container[Mail] = ()) -> int:
+        """End relays that have no command under way; return how many are left (for a drain).
+
+        ``at_most`` so many are ended by one call, and those of ``spared`` protocols are not.
+        """
         for relay in list(self._relays):
-            if relay.quiet:
+            if at_most <= 0:
+                break
+            if not relay.ended and relay.quiet and relay.protocol not in spared:
                 relay.end(Side.PROXY, reason)
+                at_most -= 1
         return sum(not relay.ended for relay in self._relays)
 
     async def run(self) -> None:
@@ -133,6 +141,11 @@ class Relay:
         self._turns = trio.lowlevel.ParkingLot()
 
     # ---------------------------------------------------------------- from outside
+
+    @property
+    def protocol(self) -> Mail:
+        """What the client speaks."""
+        return self._session.protocol
 
     @property
     def ended(self) -> bool:

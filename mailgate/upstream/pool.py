@@ -44,6 +44,14 @@ class Upstreams:
         self._unreachable: set[tuple[str, str]] = set()
         self._buffer = burst_buffer()
 
+    def learn_from(self, earlier: Upstreams) -> None:
+        """Take over what is known of the pools whose settings are the same."""
+        same = {name for name, pool in self._pools.items() if earlier._pools.get(name) == pool}
+        self._choosers |= {name: earlier._choosers[name] for name in same}
+        self._before_login |= {key: known for key, known in earlier._before_login.items() if key[0] in same}
+        self._after_login |= {key: known for key, known in earlier._after_login.items() if key[0] in same}
+        self._unreachable |= {key for key in earlier._unreachable if key[0] in same}
+
     # ---------------------------------------------------------------- logins
 
     async def open(self, route: Route, login: Login, session: Session) -> SignedIn:

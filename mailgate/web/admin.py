@@ -1,4 +1,4 @@
-"""Administration over HTTP on a Unix socket, for ``mailgate trace``.
+"""Administration over HTTP on a Unix socket, for ``mailgate trace`` and ``mailgate reload``.
 
 Whoever may open the socket, which has mode 0600, may do everything here: its owner and root.
 """
@@ -6,7 +6,7 @@ Whoever may open the socket, which has mode 0600, may do everything here: its ow
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, Protocol
 
@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from mailgate.errors import MailgateError
+from mailgate.errors import ConfigError, MailgateError
 
 BODY_LIMIT = 16 * 1024
 
@@ -39,7 +39,12 @@ class Traces(Protocol):
         ...
 
 
-def admin_app(traces: Traces) -> Starlette:
+Reload = Callable[[], Awaitable[dict[str, object]]]
+"""Puts the configuration's file into force and tells what that changed; raises ConfigError with all that is
+wrong with it, MailgateError when it cannot be done at all."""
+
+
+def admin_app(traces: Traces, reload: Reload) -> Starlette:
     """Return the application; errors are answered as ``{"error": text}``."""
 
     async def show(request: Request) -> Response:
@@ -63,6 +68,15 @@ def admin_app(traces: Traces) -> Starlette:
             raise HTTPException(404, "there is no such trace")
         return Response(status_code=204)
 
+    async def reload_configuration(request: Request) -> Response:
+        try:
+            return JSONResponse(await reload())
+        except ConfigError as error:
+            problems = [{"path": one.path, "value": one.value, "message": one.message} for one in error.problems]
+            return JSONResponse({"error": "the configuration cannot be used", "problems": problems}, 422)
+        except MailgateError as error:
+            raise HTTPException(409, str(error)) from error
+
     async def failed(request: Request, error: Exception) -> Response:
         status = error.status_code if isinstance(error, HTTPException) else 500
         detail = error.detail if isinstance(error, HTTPException) else "internal error"
@@ -74,6 +88,7 @@ def admin_app(traces: Traces) -> Starlette:
             Route("/v1/trace", show, methods=["GET"]),
             Route("/v1/trace", start, methods=["POST"]),
             Route("/v1/trace/{name}", stop, methods=["DELETE"]),
+            Route("/v1/reload", reload_configuration, methods=["POST"]),
         ],
         exception_handlers=handlers,
     )

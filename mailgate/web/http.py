@@ -54,8 +54,11 @@ def metrics_app(scrape: Scrape, ready: Ready) -> Starlette:
     )
 
 
-async def serve_http(app: Starlette, sock: socket.socket) -> None:
-    """Serve an application on a listening socket until cancelled; the socket is closed then."""
+async def serve_http(app: Starlette, sock: socket.socket, gone: trio.Event | None = None) -> None:
+    """Serve an application on a listening socket until cancelled; the socket is closed then.
+
+    When ``gone`` is set it accepts no more and ends after the requests that are under way.
+    """
     config = HypercornConfig()
     # Hypercorn takes the descriptor over and closes it, so it gets one of its own.
     config.bind = [f"fd://{os.dup(sock.fileno())}"]
@@ -65,7 +68,7 @@ async def serve_http(app: Starlette, sock: socket.socket) -> None:
     config.shutdown_timeout = 1.0
     config.h11_max_incomplete_size = HEAD_LIMIT
     config.include_server_header = False
-    stopped = trio.Event()
+    stopped = trio.Event() if gone is None else gone
     try:
         await serve(app, config, shutdown_trigger=stopped.wait, mode="asgi")  # type: ignore[arg-type]
     finally:

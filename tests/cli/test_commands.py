@@ -42,7 +42,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
     """Stand in for the server: remembers what it was started with, says that it ended well."""
     started: list[Config] = []
 
-    def serve(config: Config) -> int:
+    def serve(config: Config, load: Callable[[], Config] | None) -> int:
         if config.tls is not None:
             assert config.tls.certificate.read_bytes().startswith(b"-----BEGIN CERTIFICATE-----")
         started.append(config)
@@ -94,7 +94,7 @@ pool = "main"
 def test_help_names_every_command(run: Run) -> None:
     result = run("--help")
     assert result.exit_code == 0
-    for name in ("run", "check", "schema", "route", "demo", "cert", "trace"):
+    for name in ("run", "check", "schema", "route", "demo", "cert", "trace", "reload"):
         assert re.search(rf"^  {name} +\S", result.stdout, re.MULTILINE)
         assert run(name, "--help").exit_code == 0
 
@@ -234,7 +234,7 @@ def test_a_key_that_does_not_fit_is_found_by_check_and_run(run: Run, config: Pat
 def test_run_tells_of_failures_in_a_line(run: Run, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     app = ModuleType("mailgate.app")
 
-    def fails(config: Config) -> int:
+    def fails(config: Config, load: object) -> int:
         raise OSError(98, "Address already in use", "0.0.0.0:993")
 
     app.main = fails  # type: ignore[attr-defined]

@@ -283,10 +283,6 @@ def test_an_invalid_listener_is_no_reason_to_miss_its_name_or_its_route() -> Non
             TLS + imap_listener("127.0.0.1:143", tls='"off"') + MAIN,
             ["tls: no listener uses the certificate."],
         ),
-        (
-            SMALLEST + '[admin]\nsocket = "s"',
-            ["admin: the socket serves traces, which need trace.directory."],
-        ),
     ],
 )
 def test_risks_are_warned_of(source: str, expected: list[str]) -> None:

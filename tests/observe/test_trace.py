@@ -37,7 +37,7 @@ class World:
     def lines(self) -> list[str]:
         """Return the lines of all files without their times."""
         found = []
-        for path in sorted(self.tracer._directory.glob("*.trace")):  # type: ignore[union-attr]
+        for path in sorted(self.tracer.directory.glob("*.trace")):  # type: ignore[union-attr]
             for line in path.read_text("utf-8").splitlines():
                 assert re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00 5e5510 [CS]: ", line)
                 found.append(line.split(" ", 2)[2])

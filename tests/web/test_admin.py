@@ -8,7 +8,9 @@ from typing import Any
 
 import httpx
 import pytest
+import trio
 
+from mailgate.errors import ConfigError, ConfigProblem, MailgateError
 from mailgate.observe.trace import Tracer
 from mailgate.web.admin import BODY_LIMIT, admin_app
 
@@ -17,7 +19,14 @@ class World:
     def __init__(self, folder: Path) -> None:
         self.audited: list[str] = []
         self.tracer = Tracer(folder, lambda: 100.0, lambda action, facts: self.audited.append(action))
-        self.app = admin_app(self.tracer)
+        self.app = admin_app(self.tracer, self.reload)
+        self.reloaded: dict[str, object] | MailgateError = {}
+
+    async def reload(self) -> dict[str, object]:
+        await trio.lowlevel.checkpoint()
+        if isinstance(self.reloaded, MailgateError):
+            raise self.reloaded
+        return self.reloaded
 
     async def ask(self, method: str, path: str = "/v1/trace", body: Any = None, **more: Any) -> httpx.Response:
         transport = httpx.ASGITransport(app=self.app, raise_app_exceptions=False)
@@ -133,3 +142,30 @@ async def test_an_error_of_the_gateway_s_own_tells_nothing(world: World, monkeyp
     answer = await world.ask("POST", body={"user": "joe"})
     assert answer.status_code == 500
     assert answer.json() == {"error": "internal error"}
+
+
+@pytest.mark.parametrize(
+    ("outcome", "status", "answer"),
+    [
+        ({"changed": ["hostname: changed"]}, 200, {"changed": ["hostname: changed"]}),
+        (MailgateError("the gateway is shutting down"), 409, {"error": "the gateway is shutting down"}),
+        (
+            ConfigError([ConfigProblem("a.b", "1", "is wrong"), ConfigProblem("c", "", "is missing")]),
+            422,
+            {
+                "error": "the configuration cannot be used",
+                "problems": [
+                    {"path": "a.b", "value": "1", "message": "is wrong"},
+                    {"path": "c", "value": "", "message": "is missing"},
+                ],
+            },
+        ),
+    ],
+)
+async def test_a_reload_and_its_outcome(
+    world: World, outcome: dict[str, object] | MailgateError, status: int, answer: dict[str, object]
+) -> None:
+    world.reloaded = outcome
+    told = await world.ask("POST", "/v1/reload")
+    assert (told.status_code, told.json()) == (status, answer)
+    assert (await world.ask("GET", "/v1/reload")).status_code == 405

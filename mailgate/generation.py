@@ -1,0 +1,137 @@
+"""Everything that is made from one configuration.
+
+A reload makes the next generation beside the one in force. Connections that come from then on belong
+to it; sessions that run keep the generation that they began with, its routes, pools, limits and
+time limits, to their end. What must not begin anew with each configuration is handed on from
+one generation to the next: the counts of the gate, TLS contexts, what is known of servers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import trio
+
+from mailgate.config import Config, LimitSettings, Listener
+from mailgate.config.checks import reached_by
+from mailgate.events import Emit
+from mailgate.model import Login, Route, Session, TlsInfo
+from mailgate.net.tls import ServerTls, Use
+from mailgate.observe.trace import Tracer
+from mailgate.policy.gate import Gate, GateSettings
+from mailgate.routing.static import StaticRouter
+from mailgate.session.dialogue import Services, SignedIn
+from mailgate.session.relay import Trace, Watch
+from mailgate.stream import SocketStream
+from mailgate.upstream.pool import ProbeResult, Upstreams
+from mailgate.wire.framing import Limits
+
+LINGER_SECONDS: Final = 5.0
+"""How long commands in flight are awaited after their client has gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lasting:
+    """What outlives every configuration and serves the sessions of all of them."""
+
+    emit: Emit
+    watch: Watch
+    tracer: Tracer
+    buffer: bytearray
+
+
+class Generation:
+    """One configuration at work. ``upstreams`` are its pools, made beforehand since reading authorities takes time.
+
+    Raises MailgateError or OSError where a certificate cannot be used; then ``earlier`` is as it was.
+    """
+
+    def __init__(
+        self, config: Config, lasting: Lasting, upstreams: Upstreams, earlier: Generation | None = None
+    ) -> None:
+        self.config = config
+        self.upstreams = upstreams
+        self.servers = {(name, server.name) for name, pool in config.pool.items() for server in pool.servers}
+        self._tracer = lasting.tracer
+        self._scope = trio.CancelScope()
+        self.tls: ServerTls | None = None
+        if config.tls is not None:
+            uses = [self._use(listener) for listener in config.listener if listener.tls != "off"]
+            self.tls = ServerTls(config.tls, uses, earlier.tls if earlier is not None else None)
+        if earlier is not None:
+            upstreams.learn_from(earlier.upstreams)
+        limits = config.limits
+        self.gate: Gate = Gate(_gate_settings(limits), earlier.gate if earlier is not None else None)
+        self.router = StaticRouter(config.route)
+        self._pools = {listener.name: self._pools_of(listener) for listener in config.listener}
+        self.services = Services(
+            hostname=config.hostname,
+            gate=self.gate,
+            limits=Limits(line=limits.line, literal=limits.literal, total=limits.total),
+            route=self._route,
+            open_upstream=self._open_upstream,
+            upstream_capabilities=lambda session: upstreams.known_capabilities(self._pools[session.listener]),
+            emit=lasting.emit,
+            watch=lasting.watch,
+            trace=self._trace,
+            buffer=lasting.buffer,
+            linger=LINGER_SECONDS,
+        )
+
+    # ---------------------------------------------------------------- what sessions are given
+
+    def _pools_of(self, listener: Listener) -> tuple[str, ...]:
+        """Return the pools that a login on this listener may be routed to."""
+        rules = reached_by(listener, enumerate(self.config.route))
+        return tuple(dict.fromkeys(rule.pool for _, rule in rules))
+
+    async def _route(self, login: Login, session: Session) -> Route | None:
+        return await self.router(login, session)
+
+    async def _open_upstream(self, route: Route, login: Login, session: Session) -> SignedIn:
+        return await self.upstreams.open(route, login, session)
+
+    def _trace(self, session: Session) -> Trace | None:
+        # Without traces in its configuration a session may be one whose commands are not seen, and then nobody
+        # could keep messages out.
+        return self._tracer.for_session(session) if self.config.trace.directory is not None else None
+
+    async def accept_tls(self, stream: SocketStream, listener: Listener) -> TlsInfo:
+        """Do a client's handshake; raises HandshakeFailed."""
+        if self.tls is None:
+            raise RuntimeError("a listener with TLS was let in without [tls]")
+        profile, protocol = self._use(listener)
+        return await self.tls.accept(stream, protocol, profile, listener.handshake_timeout)
+
+    def _use(self, listener: Listener) -> Use:
+        default = self.config.tls.profile if self.config.tls is not None else "intermediate"
+        return listener.profile or default, listener.protocol
+
+    # ---------------------------------------------------------------- its life
+
+    async def run(self, told_of_files: Callable[[list[str]], None], probed: ProbeResult) -> None:
+        """Watch the files of certificates and ask the servers now and then, until retired or cancelled."""
+        with self._scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self.upstreams.probe, probed)
+                if self.tls is not None:
+                    nursery.start_soon(self.tls.watch, told_of_files)
+
+    def retire(self) -> None:
+        """Watch and ask no more, since another generation does; sessions go on."""
+        self._scope.cancel()
+
+
+def _gate_settings(limits: LimitSettings) -> GateSettings:
+    return GateSettings(
+        sessions=limits.sessions,
+        sessions_per_address=limits.sessions_per_address,
+        half_open=limits.half_open,
+        half_open_per_address=limits.half_open_per_address,
+        failures_per_session=limits.failures_per_session,
+        failure_delay=limits.failure_delay,
+        failure_delay_max=limits.failure_delay_max,
+        bad_commands=limits.bad_commands,
+    )

@@ -1,0 +1,122 @@
+"""One connection, from its acceptance to its end: the gate, TLS, the session, and the boundary around them."""
+
+from __future__ import annotations
+
+import secrets
+
+import trio
+
+from mailgate import events
+from mailgate.config import Listener
+from mailgate.generation import Generation
+from mailgate.model import Deny, Peer, Protocol, Refusal, Session, Side, State
+from mailgate.net.tls import HandshakeFailed
+from mailgate.policy import answers
+from mailgate.session.dialogue import SessionOver
+from mailgate.session.relay import End
+from mailgate.session.run import run_session
+from mailgate.stream import SocketStream
+
+
+class Connection:
+    """One client's connection, as sessions see it."""
+
+    def __init__(self, stream: SocketStream, session: Session, generation: Generation, listener: Listener) -> None:
+        self.stream = stream
+        self.session = session
+        self._generation = generation
+        self._listener = listener
+
+    @property
+    def can_start_tls(self) -> bool:
+        """Whether STARTTLS or STLS may be offered now."""
+        return self._listener.tls.startswith("starttls") and self.session.tls is None
+
+    async def start_tls(self) -> None:
+        """Do the TLS handshake and tell of its outcome; raises SessionOver when it fails."""
+        emit = self._generation.services.emit
+        began = trio.current_time()
+        try:
+            self.session.tls = await self._generation.accept_tls(self.stream, self._listener)
+        except HandshakeFailed as failed:
+            emit(events.TlsFailed(self.session, failed.reason))
+            raise SessionOver(Side.CLIENT, "tls_handshake_not_finished") from None
+        emit(events.TlsFinished(self.session, trio.current_time() - began))
+
+
+class Reception:
+    """Serves connections; ``sessions`` is the table of the open ones, which it keeps.
+
+    ``scopes`` is what each session runs in; ``closing`` says that sessions that are cancelled are
+    because the gateway stops.
+    """
+
+    def __init__(self, emit: events.Emit, sessions: dict[str, Session]) -> None:
+        self._emit = emit
+        self.sessions = sessions
+        self.scopes: dict[str, trio.CancelScope] = {}
+        self.closing = False
+
+    async def serve(self, generation: Generation, listener: Listener, stream: SocketStream, peer: Peer) -> None:
+        """Serve one connection from its acceptance to its end, as one of a generation's."""
+        session = Session(secrets.token_hex(8), listener.protocol, listener.name, peer, trio.current_time())
+        admission = generation.gate.admit(session.id, peer.address, session.started)
+        if isinstance(admission.verdict, Deny):
+            self._emit(events.LimitStruck(session, admission.verdict.rule, "deny"))
+            if listener.tls != "implicit":
+                # Where TLS comes first, a word would cost a handshake.
+                await self._tell(listener, stream, admission.verdict.refusal)
+            return
+        for name in admission.shed:
+            self._emit(events.LimitStruck(self.sessions[name], admission.shed_rule, "shed"))
+            self.scopes[name].cancel()
+        self.sessions[session.id] = session
+        self._emit(events.SessionOpened(session))
+        end = End(Side.PROXY, "internal")
+        farewell: Refusal | None = None
+        try:
+            with trio.CancelScope() as scope:
+                self.scopes[session.id] = scope
+                end = await self._session(generation, listener, stream, session)
+            if scope.cancelled_caught:
+                farewell = answers.SHUTTING_DOWN if self.closing else answers.PROCESS_FULL
+                end = End(Side.PROXY, farewell.reason)
+        except trio.Cancelled:
+            end = End(Side.PROXY, "shutting_down")
+            raise
+        except Exception as error:
+            # The boundary around a session: what went wrong in one must not reach the others.
+            farewell = answers.INTERNAL
+            self._emit(events.CrashedSession(session, error))
+        finally:
+            generation.gate.left(session.id)
+            del self.scopes[session.id], self.sessions[session.id]
+            seconds = trio.current_time() - session.started
+            self._emit(events.SessionClosed(session, end.side, end.reason, seconds))
+        if farewell is not None and session.state is State.LOGIN:
+            # In the relay a line of our own could land inside a literal.
+            await self._tell(listener, stream, farewell)
+        with trio.move_on_after(1):
+            await stream.aclose()
+
+    async def _session(self, generation: Generation, listener: Listener, stream: SocketStream, session: Session) -> End:
+        connection = Connection(stream, session, generation, listener)
+        if listener.tls == "implicit":
+            try:
+                await connection.start_tls()
+            except SessionOver as over:
+                return End(over.side, over.reason)
+        return await run_session(connection, listener, generation.services)
+
+    async def _tell(self, listener: Listener, stream: SocketStream, refusal: Refusal) -> None:
+        """Tell a client why its connection ends, without waiting for one that does not listen."""
+        reply = (
+            answers.imap_reply(refusal, None, "BYE")
+            if listener.protocol is Protocol.IMAP
+            else answers.pop3_reply(refusal)
+        )
+        with trio.move_on_after(1):
+            try:
+                await stream.send_all(reply)
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                return
