@@ -7,140 +7,164 @@ import contextlib
 import dataclasses
 import json
 import resource
-import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
-from benchmarks import report, usage
-from benchmarks.client import Session, message
-from benchmarks.measure import FULL, QUICK, Bench, Figures, Sizes
-from benchmarks.ways import (
-    DIRECT,
-    KEEP_PROCESSES,
-    PROXIES,
-    STORE_AS_SENT,
-    Missing,
-    Pair,
-    Way,
-    backend,
-    issue_pair,
-)
-from tests.support.servers import Dovecot
+from benchmarks import plot, report, usage
+from benchmarks.measure import Figures, idle, measured
+from benchmarks.plan import DEFAULT, FULL, JOBS, LARGE_SESSIONS, QUICK, Raw, Run, Sizes
+from benchmarks.proxies import PROXIES, Proxy
+from benchmarks.site import PROTOCOLS, UPSTREAMS, Missing, Site, Way, site
 
-USERS = {f"user{number}@example.org": f"word{number}" for number in range(8)}
-MODES = ("tls", "plain")
+DIRECT = "direct"
+SPARE_DESCRIPTORS = 500
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print; return the exit status."""
     parser = argparse.ArgumentParser(prog="bench", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--quick", action="store_true", help="little of everything: shows that it works, nothing else")
-    parser.add_argument("--rounds", type=int, metavar="N", help="how often each figure is taken (default: 3)")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--quick", action="store_true", help="little of everything: shows that it works, nothing else")
+    size.add_argument("--full", action="store_true", help="every proxy, POP3 too, 7 rounds")
+    parser.add_argument("--large", action="store_true", help=f"{LARGE_SESSIONS:,} idle sessions")
+    parser.add_argument("--rounds", type=int, metavar="N", help="how often each figure is taken")
+    parser.add_argument("--ways", metavar="NAMES", help=f"only these proxies: {', '.join(PROXIES)}")
+    parser.add_argument("--protocols", metavar="NAMES", help="only these of imap and pop3")
+    parser.add_argument("--show", type=Path, metavar="FILE", help="measure nothing: what an earlier run wrote as JSON")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures of all rounds there")
+    parser.add_argument("--svg", type=Path, metavar="FILE", help="draw the ratios there")
     options = parser.parse_args(arguments)
-    sizes = QUICK if options.quick else FULL
-    if options.rounds is not None:
-        if options.rounds < 1:
-            parser.error("--rounds must be 1 or more")
-        sizes = dataclasses.replace(sizes, rounds=options.rounds)
     try:
-        described = report.machine()
-        others = usage.Others()
-        raw = measure(sizes)
-        foreign = others.share()
+        found = _shown(options.show) if options.show is not None else _measured(options, parser)
     except Missing as missing:
         print(f"error: {missing}", file=sys.stderr)
         return 1
-    figures = {mode: {way: medians(rounds) for way, rounds in ways.items()} for mode, ways in raw.items()}
     if options.json is not None:
-        content = {
-            "machine": described,
-            "sizes": dataclasses.asdict(sizes),
-            "others": foreign,
-            "figures": figures,
-            "rounds": raw,
-        }
-        options.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    done = len(raw[MODES[0]][DIRECT])
-    print(report.markdown(described, sizes, figures, done, foreign))
+        options.json.write_text(json.dumps(dataclasses.asdict(found)) + "\n", encoding="utf-8")
+    if options.svg is not None:
+        options.svg.write_text(plot.svg(next(iter(found.rounds.values()))), encoding="utf-8")
+    print(report.markdown(found))
     return 0
 
 
-def medians(rounds: list[Figures]) -> Figures:
-    """Return each figure's median over the rounds that have it."""
-    names = dict.fromkeys(name for figures in rounds for name in figures)
-    return {name: statistics.median(figures[name] for figures in rounds if name in figures) for name in names}
+def _shown(path: Path) -> Run:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["sizes"]["protocols"] = tuple(content["sizes"]["protocols"])
+    return Run(**content | {"sizes": Sizes(**content["sizes"])})
 
 
-def measure(sizes: Sizes) -> dict[str, dict[str, list[Figures]]]:
-    """Return the figures of every round, by mode and way."""
-    _raise_file_limit()
-    with tempfile.TemporaryDirectory(prefix="mailgate-bench-") as name:
-        folder = Path(name)
-        # Servers drop their rights, and must still reach what lies below.
-        folder.chmod(0o711)
-        pair = issue_pair(folder)
-        memory = _memory(sizes, pair, folder)
-        raw = _rounds(sizes, pair, folder)
-    for (mode, way), figures in memory.items():
-        raw[mode][way][0] |= figures
-    return raw
+def _measured(options: argparse.Namespace, parser: argparse.ArgumentParser) -> Run:
+    sizes = QUICK if options.quick else FULL if options.full else DEFAULT
+    if options.rounds is not None:
+        if options.rounds < 1:
+            parser.error("--rounds must be 1 or more")
+        sizes = dataclasses.replace(
+            sizes, rounds=options.rounds, idle_rounds=min(options.rounds, sizes.idle_rounds), limit=FULL.limit
+        )
+    proxies = {name: proxy for name, proxy in PROXIES.items() if proxy.basic or sizes.every_proxy}
+    if options.ways is not None:
+        proxies = {name: PROXIES[name] for name in _names(options.ways, PROXIES, parser)}
+    if options.protocols is not None:
+        sizes = dataclasses.replace(sizes, protocols=tuple(_names(options.protocols, PROTOCOLS, parser)))
+    wanted = LARGE_SESSIONS if options.large else sizes.sessions
+    sizes = dataclasses.replace(sizes, sessions=min(wanted, _most_sessions()))
+    described = report.machine(proxies)
+    return Run(described, sizes, *measure(sizes, proxies))
 
 
-def _memory(sizes: Sizes, pair: Pair, folder: Path) -> dict[tuple[str, str], Figures]:
-    """Measure idle sessions, each time in a program that has done nothing else.
-
-    The mail server is one of its own: the hundreds of processes that it starts here would be woken by each
-    later login if it kept them.
-    """
-    found: dict[tuple[str, str], Figures] = {}
-    with backend(folder / "idle-backend", pair, USERS, STORE_AS_SENT) as server:
-        bench = Bench(sizes, USERS, server.program.pid)
-        for mode in MODES:
-            for name, start in PROXIES.items():
-                _say(f"idle sessions, {mode}, {name}")
-                with start(folder / f"idle-{mode}-{name}", pair, server.imap) as way:
-                    found[mode, name] = bench.idle(way, mode)
-    return found
+def _names(text: str, known: Collection[str], parser: argparse.ArgumentParser) -> list[str]:
+    names = text.split(",")
+    if unknown := [name for name in names if name not in known]:
+        parser.error(f"unknown: {', '.join(unknown)}")
+    return names
 
 
-def _rounds(sizes: Sizes, pair: Pair, folder: Path) -> dict[str, dict[str, list[Figures]]]:
-    """Measure everything else, the ways in turn, as often as wanted and as the time allows."""
-    began = time.monotonic()
+def measure(sizes: Sizes, proxies: dict[str, Proxy]) -> tuple[Raw, dict[str, float]]:
+    """Return the figures of every round, and what share of the machine others took in the two parts of the run."""
+    raw: Raw = {protocol: {upstream: {} for upstream in UPSTREAMS} for protocol in sizes.protocols}
+    others = {}
+    for name, part in (("rounds", _rounds), ("idle", _idle)):
+        watch = usage.Others()
+        with tempfile.TemporaryDirectory(prefix="mailgate-bench-") as made:
+            folder = Path(made)
+            # Servers drop their rights, and must still reach what lies below.
+            folder.chmod(0o711)
+            with site(folder, sizes.message) as where:
+                part(sizes, proxies, where, raw)
+        others[name] = watch.share()
+    return raw, others
+
+
+def _rounds(sizes: Sizes, proxies: dict[str, Proxy], where: Site, raw: Raw) -> None:
+    """Measure everything but memory, the ways in turn for each figure, as often as wanted and as the time allows."""
     with contextlib.ExitStack() as stack:
-        server = stack.enter_context(backend(folder / "backend", pair, USERS, KEEP_PROCESSES))
-        _store_message(server, sizes.message)
-        bench = Bench(sizes, USERS, server.program.pid)
-        ways = [Way(DIRECT, server.imaps, server.imap, None)]
-        for name, start in PROXIES.items():
-            ways.append(stack.enter_context(start(folder / name, pair, server.imap)))
-        raw: dict[str, dict[str, list[Figures]]] = {mode: {way.name: [] for way in ways} for mode in MODES}
+        ways: dict[str, list[Way]] = {}
+        for upstream in UPSTREAMS:
+            ways[upstream] = [
+                stack.enter_context(_started(proxies, name, where, upstream))
+                for name in proxies
+                if upstream in proxies[name].upstreams
+            ]
+            ways[upstream].append(Way(DIRECT, upstream, where.ports["tls"], ()))
+        began = time.monotonic()
         for number in range(sizes.rounds):
-            if number and (time.monotonic() - began) * (number + 1) / number > sizes.rounds_seconds:
+            if time.monotonic() - began > sizes.limit * number / (number + 1) and number:
                 _say("no time for further rounds")
                 break
-            for mode in MODES:
-                for way in ways:
-                    _say(f"round {number + 1}, {mode}, {way.name}")
-                    raw[mode][way.name].append(bench.round(way, mode))
-    return raw
+            for protocol, upstream, job in _figures(sizes):
+                _say(f"round {number + 1}, {protocol}, upstream {upstream}, {job}")
+                # Every other round goes backwards, so that nobody always comes after the same one.
+                for way in ways[upstream][:: -1 if number % 2 else 1]:
+                    _note(
+                        raw[protocol][upstream], way.name, job, measured(way, protocol, job, sizes, where.pid), number
+                    )
 
 
-def _store_message(server: Dovecot, size: int) -> None:
-    session = Session(server.imap, None)
-    session.login(*next(iter(USERS.items())))
-    session.append("INBOX", message(size))
-    session.command(b"LOGOUT")
-    session.close()
+def _figures(sizes: Sizes) -> Iterator[tuple[str, str, str]]:
+    for protocol in sizes.protocols:
+        for upstream in UPSTREAMS:
+            for name, job in JOBS.items():
+                if protocol in job.protocols:
+                    yield protocol, upstream, name
 
 
-def _raise_file_limit() -> None:
-    """Let the programs started from here hold all idle sessions."""
+def _idle(sizes: Sizes, proxies: dict[str, Proxy], where: Site, raw: Raw) -> None:
+    """Measure idle sessions, each time in a program that has done nothing else."""
+    for number in range(sizes.idle_rounds):
+        for upstream in UPSTREAMS:
+            for name, proxy in proxies.items():
+                if upstream in proxy.upstreams:
+                    _say(f"idle sessions, round {number + 1}, upstream {upstream}, {name}")
+                    with _started(proxies, name, where, upstream, f"idle-{number}") as way:
+                        figures = idle(way, sizes.protocols[0], min(sizes.sessions, proxy.most_idle))
+                    _note(raw[sizes.protocols[0]][upstream], name, "idle", figures, number)
+
+
+@contextlib.contextmanager
+def _started(proxies: dict[str, Proxy], name: str, where: Site, upstream: str, kind: str = "way") -> Iterator[Way]:
+    folder = where.folder / f"{kind}-{name}-{upstream}"
+    folder.mkdir()
+    with proxies[name].start(folder, where, upstream) as way:
+        yield way
+
+
+def _note(ways: dict[str, dict[str, list[float | None]]], way: str, job: str, figures: Figures, number: int) -> None:
+    """Put one measurement's figures in the place of its round."""
+    for what, value in figures.items():
+        samples = ways.setdefault(way, {}).setdefault(f"{job}.{what}", [])
+        samples += [None] * (number - len(samples))
+        # More digits than four would only be noise in the file.
+        samples.append(float(f"{value:.4g}"))
+
+
+def _most_sessions() -> int:
+    """Let the programs started from here have all descriptors they may, and tell how many sessions these allow."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return (hard - SPARE_DESCRIPTORS) // 2
 
 
 def _say(text: str) -> None:

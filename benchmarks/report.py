@@ -7,75 +7,127 @@ import platform
 import re
 import ssl
 import subprocess
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from benchmarks.measure import Figures, Sizes
-from benchmarks.ways import DIRECT, find
+from benchmarks.plan import COLUMNS, JOBS, Run, title
+from benchmarks.proxies import PROXIES, Proxy
+from benchmarks.ratios import Ratio, Samples, median
+from benchmarks.site import find
+from benchmarks.targets import Verdict, verdicts
 
-COLUMNS = {
-    "logins_per_second": "logins/s",
-    "login_cpu_ms": "CPU-ms per login",
-    "noop_median_us": "NOOP µs, median",
-    "noop_p99_us": "NOOP µs, p99",
-    "noop_cpu_us": "CPU-µs per NOOP",
-    "fetch_mb_per_second": "FETCH MB/s",
-    "fetch_cpu_s_per_gb": "CPU-s per GB fetched",
-    "append_mb_per_second": "APPEND MB/s",
-    "append_cpu_s_per_gb": "CPU-s per GB appended",
-    "idle_kib": "KiB per idle session",
-}
-"""What the tables show, in their order; the JSON has the mail server's and the client's CPU as well."""
+Ways = Mapping[str, Mapping[str, Samples]]
 
-OF_A_PROXY = frozenset(name for name in COLUMNS if "_cpu_" in name or name == "idle_kib")
-"""What the direct way does not have."""
-
-NAMES = {DIRECT: "directly", "mailgate": "**mailgate**", "dovecot": "Dovecot proxy", "nginx": "nginx mail"}
-MODES = {"tls": "Clients over TLS", "plain": "Clients in clear"}
+PROTOCOLS = {"imap": "IMAP", "pop3": "POP3"}
+UPSTREAMS = {"plain": "upstream plain", "tls": "upstream TLS"}
+ALMOST = 0.95
+"""The share of resumed handshakes below which a proxy's figure of them is not one."""
 
 
-def machine() -> dict[str, str]:
+def machine(proxies: Mapping[str, Proxy]) -> dict[str, str]:
     """Describe where the figures come from, without the names of hosts or folders."""
     model = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    return {
+    found = re.match(r"[\d.]+", platform.release())
+    described = {
         "CPU": model[1] if model else platform.machine(),
         "cores": str(os.cpu_count()),
-        "kernel": re.match(r"[\d.]+", platform.release())[0],
+        "kernel": found[0] if found else platform.release(),
         "Python": platform.python_version(),
         "OpenSSL": ssl.OPENSSL_VERSION.split()[1],
-        "Dovecot": _version("dovecot", "--version"),
-        "nginx": _version("nginx", "-v"),
     }
+    for proxy in proxies.values():
+        if proxy.program:
+            described[proxy.title.split()[0]] = _version(*proxy.program)
+    return described
 
 
 def _version(program: str, option: str) -> str:
-    ran = subprocess.run([find(program), option], capture_output=True, text=True, check=True, timeout=10)
+    ran = subprocess.run([find(program), option], capture_output=True, text=True, check=False, timeout=10)
     found = re.search(r"\d+(\.\d+)+", ran.stdout + ran.stderr)
     return found[0] if found else "unknown"
 
 
-def markdown(
-    described: dict[str, str], sizes: Sizes, figures: dict[str, dict[str, Figures]], rounds: int, others: float
-) -> str:
-    """Return the whole report: figures by mode, way and name; ``others`` is the share of CPU that was not ours."""
+def markdown(run: Run) -> str:
+    """Return the whole report."""
+    sizes, raw, others = run.sizes, run.rounds, run.others
+    first = next(iter(raw.values()))
+    rounds = max(len(samples) for ways in first.values() for way in ways.values() for samples in way.values())
     what = (
-        f"{_times(rounds, 'round')}; for each figure at most {sizes.logins} logins by {sizes.concurrency} clients, "
-        f"{sizes.commands} NOOP, {sizes.fetches} FETCH and {sizes.appends} APPEND of {sizes.message / 1e6:.0f} MB, "
-        f"{sizes.sessions} idle sessions. Meanwhile other programs took {others:.0%} of the machine's CPU."
+        f"{rounds} round{'s' * (rounds != 1)}, medians. Each figure: at most {sizes.logins} logins by "
+        f"{JOBS['login'].workers} clients, {sizes.commands:,} commands on 10 sessions, {sizes.lone:,} on one, "
+        f"{sizes.smalls:,} small messages, {sizes.fetches} times {sizes.message / 1e6:.0f} MB fetched and "
+        f"{sizes.appends} times appended on 2 sessions, {sizes.seconds} s each; {sizes.sessions:,} idle sessions. "
+        f"Other programs took {others['rounds']:.0%} of the machine's CPU while this ran, {others['idle']:.0%} while "
+        "memory was measured."
     )
-    parts = [", ".join(f"{name} {value}" for name, value in described.items()) + ".", what]
-    for mode, ways in figures.items():
-        parts.append(f"### {MODES[mode]}\n\n{_table(ways)}")
-    return "\n\n".join(parts)
+    parts = [", ".join(f"{name} {value}" for name, value in run.machine.items()) + ".", what]
+    for protocol, upstreams in raw.items():
+        name = PROTOCOLS[protocol]
+        parts.append(f"### Targets, {name}\n\n{_targets(verdicts(upstreams), protocol)}")
+        for upstream, ways in upstreams.items():
+            parts.append(f"### {name}, {UPSTREAMS[upstream]}\n\n{_figures(ways, protocol)}")
+            if missing := _not_resumed(ways):
+                parts.append(missing)
+    loads = [f"### Who was busy, {UPSTREAMS[upstream]}\n\n{_loads(ways)}" for upstream, ways in first.items()]
+    return "\n\n".join(parts + loads)
 
 
-def _times(count: int, noun: str) -> str:
-    return f"{count} {noun}" + ("" if count == 1 else "s, medians")
+def _targets(found: Iterable[Verdict], protocol: str) -> str:
+    rows = [
+        ["mailgate's figure", "upstream", "beside", "ratio (interval)", "target", ""],
+        ["---"] * 3 + ["---:"] * 2 + ["---"],
+    ]
+    for verdict in found:
+        target = verdict.target
+        if verdict.ratio is not None:
+            outcome = str(verdict) if verdict.met else f"**{verdict}**"
+            who = PROXIES[target.peer].title
+            limit = f"≤ {target.limit:g}"
+            rows.append([title(target.figure, protocol), target.upstream, who, interval(verdict.ratio), limit, outcome])
+    return _table(rows)
 
 
-def _table(ways: dict[str, Figures]) -> str:
-    rows = [["", *(NAMES[name] for name in ways)], ["---", *("---:" for _ in ways)]]
-    for column, title in COLUMNS.items():
-        rows.append([title, *(_number(figures.get(column)) for figures in ways.values())])
+def interval(found: Ratio) -> str:
+    """Return a ratio with its interval; a tilde says that there were too few pairs for 95 %."""
+    return f"{found.median:.2f} ({'' if found.certain else '~'}{found.low:.2f}–{found.high:.2f})"
+
+
+def _figures(ways: Ways, protocol: str) -> str:
+    rows = [["", *(_name(way) for way in ways)], ["---", *("---:" for _ in ways)]]
+    for figure in COLUMNS:
+        values = [median(figures.get(figure, ())) for figures in ways.values()]
+        if any(value is not None for value in values):
+            rows.append([title(figure, protocol), *map(_number, values)])
+    return _table(rows)
+
+
+def _not_resumed(ways: Ways) -> str:
+    """Say for whom the resumed logins were none."""
+    shares = {way: median(figures.get("resumed.resumed_share", ())) for way, figures in ways.items()}
+    poor = [f"{_name(way)} {share:.0%}" for way, share in shares.items() if share is not None and share < ALMOST]
+    return f"Handshakes that were really resumed where they should have been: {', '.join(poor)}." if poor else ""
+
+
+def _loads(ways: Ways) -> str:
+    """Return who used how much of one processor: proxy / mail server / client."""
+    rows = [
+        ["% of a core: proxy / mail server / client", *(_name(way) for way in ways)],
+        ["---", *("---:" for _ in ways)],
+    ]
+    for job in JOBS:
+        cells = []
+        for figures in ways.values():
+            shares = [median(figures.get(f"{job}.{who}_share", ())) for who in ("proxy", "upstream", "client")]
+            cells.append(" / ".join("–" if share is None else f"{share * 100:.0f}" for share in shares))
+        rows.append([job, *cells])
+    return _table(rows)
+
+
+def _name(way: str) -> str:
+    return PROXIES[way].title if way in PROXIES else "no proxy"
+
+
+def _table(rows: Iterable[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 

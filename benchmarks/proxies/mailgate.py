@@ -1,0 +1,66 @@
+"""mailgate, one worker, with every command inspected or with the login only."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks.site import HOST, PROTOCOLS, Site, Way
+from tests.support.servers import free_ports, mailgate
+
+HEAD = """
+hostname = "{host}"
+
+[tls]
+certificate = "{site.certificate}"
+key = "{site.key}"
+profile = "modern"
+
+[limits]
+sessions_per_address = 20000
+half_open_per_address = 2000
+"""
+
+PROTOCOL = """
+[[listener]]
+name = "{protocol}"
+protocol = "{protocol}"
+bind = "127.0.0.1:{port}"
+tls = "implicit"
+inspect = "{inspect}"
+
+[pool.{protocol}]
+protocol = "{protocol}"
+servers = ["127.0.0.1:{upstream}"]
+tls = {tls}
+
+[[route]]
+match = {{ protocol = "{protocol}" }}
+pool = "{protocol}"
+"""
+
+
+@contextlib.contextmanager
+def _start(folder: Path, site: Site, upstream: str, inspect: str, name: str) -> Iterator[Way]:
+    ports = free_ports(2)
+    verified = f'{{ mode = "implicit", ca = "{site.authority}", name = "{HOST}" }}'
+    config = HEAD.format(host=HOST, site=site)
+    for protocol, port in zip(PROTOCOLS, ports, strict=True):
+        config += PROTOCOL.format(
+            protocol=protocol,
+            port=port,
+            inspect=inspect,
+            upstream=site.ports[upstream][protocol],
+            tls=verified if upstream == "tls" else '"off"',
+        )
+    with mailgate(folder, config, ports) as program:
+        yield Way(name, upstream, dict(zip(PROTOCOLS, ports, strict=True)), (program.pid,))
+
+
+def commands(folder: Path, site: Site, upstream: str) -> contextlib.AbstractContextManager[Way]:
+    return _start(folder, site, upstream, "commands", "mailgate")
+
+
+def login(folder: Path, site: Site, upstream: str) -> contextlib.AbstractContextManager[Way]:
+    return _start(folder, site, upstream, "login", "login-only")
