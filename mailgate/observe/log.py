@@ -6,6 +6,7 @@ are bytes that a client chose: they are shown escaped, so that they cannot forge
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
 import sys
@@ -29,13 +30,18 @@ def shown(value: bytes | None) -> str | None:
     return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
 
 
+@functools.lru_cache(maxsize=256)
+def _sounds_secret(key: str) -> bool:
+    return _SECRET_KEY.search(key) is not None
+
+
 def redact(logger: WrappedLogger, method: str, entry: EventDict) -> EventDict:
     """Hide what looks like a secret by its name or its type: the second line of defence.
 
     The first is that secrets are never given to the log.
     """
     for key, value in entry.items():
-        if isinstance(value, Secret) or _SECRET_KEY.search(key):
+        if isinstance(value, Secret) or _sounds_secret(key):
             entry[key] = "Secret(…)"
         elif isinstance(value, bytes):
             entry[key] = shown(value)
@@ -79,11 +85,13 @@ def configure(
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
-        logger_factory=structlog.PrintLoggerFactory(stream),
+        # In one write: a line's text and its end must not be torn apart, and each write is a system call.
+        logger_factory=structlog.WriteLoggerFactory(stream),
         cache_logger_on_first_use=False,
     )
     logging.basicConfig(stream=stream, level=logging.WARNING, format="%(name)s: %(message)s", force=True)
-    logger: structlog.stdlib.BoundLogger = structlog.get_logger()
+    # What ``get_logger`` returns would put itself together anew for every line.
+    logger: structlog.stdlib.BoundLogger = structlog.get_logger().bind()
     return logger
 
 
