@@ -43,7 +43,9 @@ def ratio(ours: Samples, theirs: Samples) -> Ratio | None:
 
 
 def _outside(count: int) -> int | None:
-    """Return how many of the sorted values lie below the interval, and as many above; None if no interval is wide enough.
+    """Return how many of the sorted values lie below the interval, and as many above it.
+
+    None says that not even all of them make one that is wide enough.
 
     The median lies below the r-th smallest value exactly if fewer than r of the values are below the median,
     which is a matter of tossing coins, whatever the values' distribution is.
