@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks import plot, report, usage
 from benchmarks.measure import Figures, idle, measured
-from benchmarks.plan import DEFAULT, FULL, JOBS, LARGE_SESSIONS, QUICK, Raw, Run, Sizes
+from benchmarks.plan import DEFAULT, FULL, IDLE, JOBS, LARGE_SESSIONS, QUICK, Raw, Run, Sizes
 from benchmarks.proxies import PROXIES, Proxy
 from benchmarks.site import PROTOCOLS, UPSTREAMS, Missing, Site, Way, site
 
@@ -33,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, metavar="N", help="how often each figure is taken")
     parser.add_argument("--ways", metavar="NAMES", help=f"only these proxies: {', '.join(PROXIES)}")
     parser.add_argument("--protocols", metavar="NAMES", help="only these of imap and pop3")
+    parser.add_argument("--jobs", metavar="NAMES", help=f"only these figures: {', '.join(DEFAULT.jobs)}")
     parser.add_argument("--show", type=Path, metavar="FILE", help="measure nothing: what an earlier run wrote as JSON")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures of all rounds there")
     parser.add_argument("--svg", type=Path, metavar="FILE", help="draw the ratios there")
@@ -52,7 +53,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _shown(path: Path) -> Run:
     content = json.loads(path.read_text(encoding="utf-8"))
-    content["sizes"]["protocols"] = tuple(content["sizes"]["protocols"])
     return Run(**content | {"sizes": Sizes(**content["sizes"])})
 
 
@@ -69,6 +69,8 @@ def _measured(options: argparse.Namespace, parser: argparse.ArgumentParser) -> R
         proxies = {name: PROXIES[name] for name in _names(options.ways, PROXIES, parser)}
     if options.protocols is not None:
         sizes = dataclasses.replace(sizes, protocols=tuple(_names(options.protocols, PROTOCOLS, parser)))
+    if options.jobs is not None:
+        sizes = dataclasses.replace(sizes, jobs=tuple(_names(options.jobs, DEFAULT.jobs, parser)))
     wanted = LARGE_SESSIONS if options.large else sizes.sessions
     sizes = dataclasses.replace(sizes, sessions=min(wanted, _most_sessions()))
     described = report.machine(proxies)
@@ -86,7 +88,12 @@ def measure(sizes: Sizes, proxies: dict[str, Proxy]) -> tuple[Raw, dict[str, flo
     """Return the figures of every round, and what share of the machine others took in the two parts of the run."""
     raw: Raw = {protocol: {upstream: {} for upstream in UPSTREAMS} for protocol in sizes.protocols}
     others = {}
-    for name, part in (("rounds", _rounds), ("idle", _idle)):
+    parts = {"rounds": _rounds, IDLE: _idle}
+    if IDLE not in sizes.jobs:
+        del parts[IDLE]
+    if not set(sizes.jobs) - {IDLE}:
+        del parts["rounds"]
+    for name, part in parts.items():
         watch = usage.Others()
         with tempfile.TemporaryDirectory(prefix="mailgate-bench-") as made:
             folder = Path(made)
@@ -127,7 +134,7 @@ def _figures(sizes: Sizes) -> Iterator[tuple[str, str, str]]:
     for protocol in sizes.protocols:
         for upstream in UPSTREAMS:
             for name, job in JOBS.items():
-                if protocol in job.protocols:
+                if protocol in job.protocols and name in sizes.jobs:
                     yield protocol, upstream, name
 
 
@@ -140,7 +147,7 @@ def _idle(sizes: Sizes, proxies: dict[str, Proxy], where: Site, raw: Raw) -> Non
                     _say(f"idle sessions, round {number + 1}, upstream {upstream}, {name}")
                     with _started(proxies, name, where, upstream, f"idle-{number}") as way:
                         figures = idle(way, sizes.protocols[0], min(sizes.sessions, proxy.most_idle))
-                    _note(raw[sizes.protocols[0]][upstream], name, "idle", figures, number)
+                    _note(raw[sizes.protocols[0]][upstream], name, IDLE, figures, number)
 
 
 @contextlib.contextmanager

@@ -31,6 +31,9 @@ JOBS = {
     "append": Job("appends", "appends", 1e9, workers=2, protocols=("imap",)),
 }
 
+IDLE = "idle"
+"""The memory of idle sessions, which is measured by itself."""
+
 COLUMNS = {
     "login.cpu": "CPU-ms per login, full handshake",
     "resumed.cpu": "CPU-ms per login, resumed",
@@ -73,6 +76,7 @@ class Sizes:
     idle_rounds: int
     protocols: tuple[str, ...]
     every_proxy: bool
+    jobs: tuple[str, ...] = (*JOBS, IDLE)
     logins: int = 600
     lone: int = 3000
     commands: int = 10_000

@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from benchmarks.plan import COLUMNS, JOBS, Run, title
+from benchmarks.plan import COLUMNS, IDLE, JOBS, Run, title
 from benchmarks.proxies import PROXIES, Proxy
 from benchmarks.ratios import Ratio, Samples, median
 from benchmarks.site import find
@@ -20,6 +20,7 @@ Ways = Mapping[str, Mapping[str, Samples]]
 
 PROTOCOLS = {"imap": "IMAP", "pop3": "POP3"}
 UPSTREAMS = {"plain": "upstream plain", "tls": "upstream TLS"}
+WHILE = {"rounds": "while this ran", IDLE: "while memory was measured"}
 ALMOST = 0.95
 """The share of resumed handshakes below which a proxy's figure of them is not one."""
 
@@ -52,13 +53,13 @@ def markdown(run: Run) -> str:
     sizes, raw, others = run.sizes, run.rounds, run.others
     first = next(iter(raw.values()))
     rounds = max(len(samples) for ways in first.values() for way in ways.values() for samples in way.values())
+    while_that = " and ".join(f"{share:.0%} of the machine's CPU {WHILE[part]}" for part, share in others.items())
     what = (
         f"{rounds} round{'s' * (rounds != 1)}, medians. Each figure: at most {sizes.logins} logins by "
         f"{JOBS['login'].workers} clients, {sizes.commands:,} commands on 10 sessions, {sizes.lone:,} on one, "
         f"{sizes.smalls:,} small messages, {sizes.fetches} times {sizes.message / 1e6:.0f} MB fetched and "
         f"{sizes.appends} times appended on 2 sessions, {sizes.seconds} s each; {sizes.sessions:,} idle sessions. "
-        f"Other programs took {others['rounds']:.0%} of the machine's CPU while this ran, {others['idle']:.0%} while "
-        "memory was measured."
+        f"Other programs took {while_that}."
     )
     parts = [", ".join(f"{name} {value}" for name, value in run.machine.items()) + ".", what]
     for protocol, upstreams in raw.items():
@@ -115,12 +116,17 @@ def _loads(ways: Ways) -> str:
         ["---", *("---:" for _ in ways)],
     ]
     for job in JOBS:
-        cells = []
-        for figures in ways.values():
-            shares = [median(figures.get(f"{job}.{who}_share", ())) for who in ("proxy", "upstream", "client")]
-            cells.append(" / ".join("–" if share is None else f"{share * 100:.0f}" for share in shares))
-        rows.append([job, *cells])
+        shares = [
+            [median(figures.get(f"{job}.{who}_share", ())) for who in ("proxy", "upstream", "client")]
+            for figures in ways.values()
+        ]
+        if any(share is not None for cell in shares for share in cell):
+            rows.append([job, *(" / ".join(map(_percent, cell)) for cell in shares)])
     return _table(rows)
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{share * 100:.0f}"
 
 
 def _name(way: str) -> str:
