@@ -61,8 +61,8 @@ class House:
 class Gateway:
     """One worker: everything that a configuration asks for, ready to run.
 
-    ``load`` reads that configuration again for a reload, ``relog`` puts other settings of the log
-    into force. Raises MailgateError or OSError where something cannot be used.
+    ``load`` reads that configuration again for a reload, ``relog`` returns a
+    logger with other settings. Raises MailgateError or OSError where something cannot be used.
     """
 
     _house: House
@@ -72,7 +72,9 @@ class Gateway:
         config: Config,
         logger: structlog.stdlib.BoundLogger,
         load: Load | None = None,
-        relog: Callable[[Log], object] = lambda settings: log.configure(settings.format, settings.level),
+        relog: Callable[[Log], structlog.stdlib.BoundLogger] = lambda settings: log.configure(
+            settings.format, settings.level
+        ),
     ) -> None:
         self.log = logger
         self._load = load
@@ -83,8 +85,10 @@ class Gateway:
         self.sessions: dict[str, Session] = {}
         self.metrics = Metrics(self.sessions, self._protocols, self._expiry)
         self.tracer = Tracer(config.trace.directory, trio.current_time, self._audit)
-        observers = self.metrics, log.SessionLog(logger)
-        self.emit: events.Emit = events.fan_out(observers, lambda _, error: self._observer_failed(error))
+        self._session_log = log.SessionLog(logger)
+        self.emit: events.Emit = events.fan_out(
+            (self.metrics, self._session_log), lambda _, error: self._observer_failed(error)
+        )
         self.reception = Reception(self.emit, self.sessions)
         self.watch = Watch()
         self.doors = Doors()
@@ -252,7 +256,8 @@ class Gateway:
         changed = changes(before, config)
         changed += [f"certificate {path}: new contents" for path in (generation.tls.renewed if generation.tls else ())]
         if config.log != before.log:
-            self._relog(config.log)
+            self.log = self._relog(config.log)
+            self._session_log.use(self.log)
         if config.limits.sessions != before.limits.sessions:
             allow_files(config.limits.sessions, self.log)
         self.tracer.directory = config.trace.directory
@@ -315,6 +320,8 @@ class Gateway:
                     self.metrics.forget(pool, server)
 
     def _probed(self, pool: str, server: str, failed: UpstreamFailed | None) -> None:
+        if (pool, server) not in self.current.servers:
+            return
         self.metrics.probed(pool, server, failed is None)
         if failed is not None:
             self.log.warning(

@@ -101,6 +101,10 @@ class SessionLog:
     def __init__(self, logger: structlog.stdlib.BoundLogger) -> None:
         self._log = logger
 
+    def use(self, logger: structlog.stdlib.BoundLogger) -> None:
+        """Write to another logger from now on: one that was returned earlier keeps its own settings."""
+        self._log = logger
+
     def __call__(self, event: events.Event) -> None:
         """Write the line of an event that has one."""
         session = event.session
