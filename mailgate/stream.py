@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import socket
 import ssl
 from typing import Final, Protocol
@@ -106,6 +107,17 @@ class SocketStream:
             (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, count),
         ):
             self._sock.setsockopt(level, option, value)
+
+    async def connect(self, address: tuple[str, int] | str) -> None:
+        """Connect to a numeric address or a Unix socket's path; raises OSError."""
+        error = self._sock.connect_ex(address)
+        if error == errno.EINPROGRESS:
+            await self._wait_writable()
+            error = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        else:
+            await trio.lowlevel.checkpoint_if_cancelled()
+        if error:
+            raise OSError(error, os.strerror(error))
 
     async def receive(self, buffer: memoryview) -> int:
         """See :class:`ByteStream`; a connection cut without TLS's farewell ends like any other."""

@@ -10,6 +10,7 @@ import ssl
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -357,6 +358,34 @@ async def test_looking_ahead_at_the_end() -> None:
         reset(far)
         with pytest.raises(trio.BrokenResourceError):
             await near.peek(100)
+
+
+async def test_connecting(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        address = listening.getsockname()
+        stream = SocketStream(socket.socket())
+        await stream.connect(address)
+        accepted, _ = listening.accept()
+        with accepted:
+            await stream.send_all(b"hello")
+            assert accepted.recv(10) == b"hello"
+        stream.abort()
+    missing = str(tmp_path / "nobody")
+    for family, where, error in ((socket.AF_INET, address, ConnectionRefusedError), (socket.AF_UNIX, missing, OSError)):
+        stream = SocketStream(socket.socket(family))
+        with pytest.raises(error):
+            await stream.connect(where)
+        stream.abort()
+
+
+async def test_a_cancelled_connect_goes_no_further() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        stream = SocketStream(socket.socket())
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await stream.connect(listening.getsockname())
+        assert scope.cancelled_caught
+        stream.abort()
 
 
 async def test_options_of_a_connection() -> None:

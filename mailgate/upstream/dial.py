@@ -122,17 +122,17 @@ class Dialer:
         """Try the server's addresses in the resolver's order; raises UpstreamFailed if none answers."""
         errors: list[str] = []
         for family, address in await self._resolve(server):
-            sock = trio.socket.socket(family, socket.SOCK_STREAM)
+            stream = SocketStream(socket.socket(family, socket.SOCK_STREAM))
             try:
-                await sock.connect(address)
+                await stream.connect(address)
             except OSError as error:
-                sock.close()
+                stream.abort()
                 errors.append(os.strerror(error.errno) if error.errno else str(error))
             except BaseException:
-                sock.close()
+                stream.abort()
                 raise
             else:
-                return SocketStream(socket.socket(fileno=sock.detach()))
+                return stream
         raise UpstreamFailed(Failure.CONNECT, "connect/none", "; ".join(dict.fromkeys(errors)), server.name)
 
     async def _resolve(self, server: Server) -> list[tuple[int, tuple[str, int] | str]]:

@@ -13,6 +13,7 @@ import trio
 from mailgate.config import Server
 from mailgate.errors import UpstreamFailed
 from mailgate.model import Failure, Protocol
+from mailgate.stream import SocketStream
 from mailgate.upstream.dial import Dialer, client_context
 from tests.support.certificates import Authority, authority
 from tests.support.upstream import Client, a_login, a_pool, serving
@@ -115,8 +116,7 @@ async def test_an_address_that_does_not_answer_costs_its_time_limit(
     async def never(*_: object) -> None:
         await trio.sleep_forever()
 
-    monkeypatch.setattr(trio.socket.SocketType, "connect", never, raising=False)
-    monkeypatch.setattr("trio._socket._SocketType.connect", never)
+    monkeypatch.setattr(SocketStream, "connect", never)
     failed = await failure_of(Client.of(a_pool("127.0.0.1:143", connect_timeout="3s")))
     assert (failed.failure, failed.state) == (Failure.TIMEOUT, "connect/none")
     assert failed.detail == "no connection within 3 s"
@@ -354,17 +354,12 @@ def test_an_encrypted_key_of_a_client_certificate(ca: Authority, tmp_path: Path)
 
 async def test_cancelling_a_connection_closes_its_socket(monkeypatch: pytest.MonkeyPatch) -> None:
     opened = []
-    real = trio.socket.socket
 
-    def remember(*arguments: int) -> trio.socket.SocketType:
-        opened.append(real(*arguments))
-        return opened[-1]
-
-    async def never(*_: object) -> None:
+    async def never(stream: SocketStream, address: object) -> None:
+        opened.append(stream.socket)
         await trio.sleep_forever()
 
-    monkeypatch.setattr(trio.socket, "socket", remember)
-    monkeypatch.setattr("trio._socket._SocketType.connect", never)
+    monkeypatch.setattr(SocketStream, "connect", never)
     dialer = Dialer(a_pool("127.0.0.1:143"))
     with trio.move_on_after(0.01):
         await dialer.dial(dialer.pool.servers[0])
@@ -376,5 +371,5 @@ async def test_an_error_is_told_in_the_systems_words(monkeypatch: pytest.MonkeyP
         await trio.lowlevel.checkpoint()
         raise OSError(errno.EHOSTUNREACH, "Error connecting to somewhere")
 
-    monkeypatch.setattr("trio._socket._SocketType.connect", refuse)
+    monkeypatch.setattr(SocketStream, "connect", refuse)
     assert (await failure_of(Client.of(a_pool("127.0.0.1:143")))).detail == "No route to host"
