@@ -6,6 +6,7 @@ clear behind that command ends the connection: it would be the beginning of a co
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -199,7 +200,7 @@ class ImapDialogue(Dialogue):
         A client that asked for capabilities before login keeps those unless it is told again
         (many ignore the response code), so it is sent an untagged response as well.
         """
-        shown = b" ".join(access.filter_capabilities(signed_in.shown))
+        shown = _visible(signed_in.shown)
         pieces = list(signed_in.untagged)
         if self._asked_capabilities:
             pieces.append(b"* CAPABILITY %b\r\n" % shown)
@@ -228,6 +229,12 @@ class ImapDialogue(Dialogue):
 
     def _next_line(self) -> SaslLine | BadCommand | None:
         return self._receiver.next_line()
+
+
+@functools.lru_cache(maxsize=64)
+def _visible(capabilities: tuple[bytes, ...]) -> bytes:
+    """Return what a client may see of an upstream's capabilities, which are the same at every login."""
+    return b" ".join(access.filter_capabilities(capabilities))
 
 
 def _id_pairs(command: Command, *, keep_proxy_keys: bool) -> tuple[tuple[bytes, bytes | None], ...] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 from typing import Final
 
 from mailgate.errors import UpstreamFailed
@@ -24,6 +25,12 @@ _BY_CODE: Final = {
     "CONTACTADMIN": Failure.AUTH_TEMPORARY,
 }
 _DROPPED: Final = {"BYE", "CAPABILITY", "ID"}
+
+
+@functools.lru_cache(maxsize=64)
+def _in_upper_case(tokens: tuple[bytes, ...]) -> frozenset[str]:
+    """Return capabilities for comparison; each server says the same ones at every login."""
+    return frozenset(token.decode("latin-1").upper() for token in tokens)
 
 
 def failure_of(response: Response) -> Failure:
@@ -58,7 +65,7 @@ class ImapLeg(UpstreamLeg):
         if tokens is None:
             return False
         self._shown = tokens
-        self.capabilities = frozenset(token.decode("latin-1").upper() for token in tokens)
+        self.capabilities = _in_upper_case(tokens)
         return True
 
     # ---------------------------------------------------------------- until the login

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Final
 
@@ -151,8 +152,7 @@ class Upstreams:
                 before = self._before_login.get(key)
                 if before is None or key in self._unreachable:
                     continue
-                after = self._after_login.get(key, before)
-                found.append(after | {one for one in before if one.startswith("AUTH=")})
+                found.append(_known(before, self._after_login.get(key, before)))
         return found
 
     def unreachable(self) -> list[str]:
@@ -184,6 +184,12 @@ class Upstreams:
             tell(pool_name, server.name, None)
         finally:
             leg.stream.abort()
+
+
+@functools.lru_cache(maxsize=64)
+def _known(before: frozenset[str], after: frozenset[str]) -> frozenset[str]:
+    """Return what a server can: asked for at every greeting, while it changes with the server's upgrades."""
+    return after | {one for one in before if one.startswith("AUTH=")}
 
 
 def _login_was_sent(failed: UpstreamFailed) -> bool:
