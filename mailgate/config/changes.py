@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from mailgate.config.checks import key
 from mailgate.config.models import Config
 from mailgate.config.values import Settings
 
@@ -34,7 +33,7 @@ def _changes(old: Config, new: Config) -> Iterator[str]:
 
 def _named(kind: str, old: Mapping[str, Settings], new: Mapping[str, Settings]) -> Iterator[str]:
     for name in dict.fromkeys((*old, *new)):
-        yield from _differences(f"{kind} {key(name)}", old.get(name), new.get(name))
+        yield from _differences(f"{kind} {name}", old.get(name), new.get(name))
 
 
 def _differences(what: str, old: Settings | None, new: Settings | None) -> Iterator[str]:
