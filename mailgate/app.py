@@ -243,6 +243,12 @@ class Gateway:
             upstreams = await trio.to_thread.run_sync(Upstreams, config, self._tell_of_upstream)
         if self._stopping:
             raise MailgateError("the gateway is shutting down")
+        before = self.config
+        with self._refusing("file"):
+            changed = changes(before, config)
+        if config.limits.sessions != before.limits.sessions:
+            with self._refusing("limits.sessions"):
+                allow_files(config.limits.sessions, self.log)
         plan = self.doors.plan(config)
         try:
             if plan.refused:
@@ -252,14 +258,11 @@ class Gateway:
         except BaseException:
             plan.abandon()
             raise
-        before = self.config
-        changed = changes(before, config)
-        changed += [f"certificate {path}: new contents" for path in (generation.tls.renewed if generation.tls else ())]
+        if generation.tls is not None:
+            changed += [f"certificate {path}: new contents" for path in generation.tls.renewed]
         if config.log != before.log:
             self.log = self._relog(config.log)
             self._session_log.use(self.log)
-        if config.limits.sessions != before.limits.sessions:
-            allow_files(config.limits.sessions, self.log)
         self.tracer.directory = config.trace.directory
         self._enter(generation, plan)
         return changed

@@ -353,6 +353,9 @@ async def test_tickets_stay_valid_and_changed_certificates_are_shown(tmp_path: P
         assert not client.resumed
         assert len({first, renewed, other}) == 3
         pairs["two"][1].write_text("nothing")
+        # That the watch has told of it already makes it no better.
+        assert home.gateway.gateway.current.tls is not None
+        assert len(home.gateway.gateway.current.tls.reload()) == 1
         (problem,) = await home.refused(tls("two"), encrypted, rest)
         assert re.match(r"tls: cannot be used: .*two\.pem and .*two\.key: ", problem)
         assert await TlsClient(port).certificate() == other

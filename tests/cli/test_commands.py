@@ -20,6 +20,7 @@ from click.testing import CliRunner, Result
 from mailgate import __version__
 from mailgate.cli import commands, main
 from mailgate.config import Config
+from mailgate.errors import ConfigError
 
 Run = Callable[..., Result]
 
@@ -229,6 +230,31 @@ def test_a_key_that_does_not_fit_is_found_by_check_and_run(run: Run, config: Pat
         assert result.exit_code == 78
         assert "tls.key" in result.stderr
     assert served == []
+
+
+def test_a_reload_reads_the_same_file_and_checks_it_whole(
+    run: Run, config: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    app = ModuleType("mailgate.app")
+    loads: list[Callable[[], Config] | None] = []
+
+    def serve(config: Config, load: Callable[[], Config] | None) -> int:
+        loads.append(load)
+        return 0
+
+    app.main = serve  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "mailgate.app", app)
+    monkeypatch.chdir(config.parent)
+    assert run("run", config.name).exit_code == 0
+    monkeypatch.chdir("/")
+    (load,) = loads
+    assert load is not None
+    assert load().hostname != "new.example.org"
+    config.write_text('hostname = "new.example.org"\n' + config.read_text())
+    assert load().hostname == "new.example.org"
+    config.with_name("key.pem").write_text("nothing")
+    with pytest.raises(ConfigError, match=r"tls\.certificate"):
+        load()
 
 
 def test_run_tells_of_failures_in_a_line(run: Run, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:

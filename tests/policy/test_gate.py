@@ -197,3 +197,20 @@ class GateMachine(RuleBasedStateMachine):
 
 
 TestGateMachine = GateMachine.TestCase
+
+
+def test_the_next_gate_goes_on_counting_with_rules_of_its_own() -> None:
+    first = Gate(GateSettings(sessions_per_address=2, half_open=5, failures_per_session=3, bad_commands=3))
+    assert first.admit("a", "192.0.2.1", 0.0).verdict is ALLOW
+    second = Gate(GateSettings(sessions_per_address=1, half_open=1, failures_per_session=1, bad_commands=1), first)
+    assert isinstance(second.admit("b", "192.0.2.1", 1.0).verdict, Deny)
+    shedding = second.admit("c", "192.0.2.2", 1.0)
+    assert (shedding.shed, shedding.shed_rule) == (("a",), "half_open")
+    assert (first.sessions, first.half_open) == (second.sessions, second.half_open) == (1, 1)
+    second.logged_in("c")
+    first.left("c")
+    assert (second.sessions, second.half_open) == (0, 0)
+    assert first.bad_command(2) is ALLOW
+    assert isinstance(second.bad_command(2), Deny)
+    assert first.login_failed(2)[0] is ALLOW
+    assert isinstance(second.login_failed(2)[0], Deny)
