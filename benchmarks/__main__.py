@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from benchmarks import plot, report, usage
-from benchmarks.measure import Figures, idle, measured
+from benchmarks.measure import Failed, Figures, idle, measured
 from benchmarks.plan import DEFAULT, FULL, IDLE, JOBS, LARGE_SESSIONS, QUICK, Raw, Run, Sizes
 from benchmarks.proxies import PROXIES, Proxy
 from benchmarks.site import PROTOCOLS, UPSTREAMS, Missing, Site, Way, site
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.svg is not None:
         options.svg.write_text(plot.svg(next(iter(found.rounds.values()))), encoding="utf-8")
     print(report.markdown(found))
-    return 0
+    return 1 if found.failures else 0
 
 
 def _shown(path: Path) -> Run:
@@ -84,10 +84,11 @@ def _names(text: str, known: Collection[str], parser: argparse.ArgumentParser) -
     return names
 
 
-def measure(sizes: Sizes, proxies: dict[str, Proxy]) -> tuple[Raw, dict[str, float]]:
-    """Return the figures of every round, and what share of the machine others took in the two parts of the run."""
+def measure(sizes: Sizes, proxies: dict[str, Proxy]) -> tuple[Raw, dict[str, float], list[str]]:
+    """Return the figures of every round, the share of the machine that others took in each part, and what failed."""
     raw: Raw = {protocol: {upstream: {} for upstream in UPSTREAMS} for protocol in sizes.protocols}
     others = {}
+    failures: list[str] = []
     parts = {"rounds": _rounds, IDLE: _idle}
     if IDLE not in sizes.jobs:
         del parts[IDLE]
@@ -100,12 +101,12 @@ def measure(sizes: Sizes, proxies: dict[str, Proxy]) -> tuple[Raw, dict[str, flo
             # Servers drop their rights, and must still reach what lies below.
             folder.chmod(0o711)
             with site(folder, sizes.message) as where:
-                part(sizes, proxies, where, raw)
+                part(sizes, proxies, where, raw, failures)
         others[name] = watch.share()
-    return raw, others
+    return raw, others, failures
 
 
-def _rounds(sizes: Sizes, proxies: dict[str, Proxy], where: Site, raw: Raw) -> None:
+def _rounds(sizes: Sizes, proxies: dict[str, Proxy], where: Site, raw: Raw, failures: list[str]) -> None:
     """Measure everything but memory, the ways in turn for each figure, as often as wanted and as the time allows."""
     with contextlib.ExitStack() as stack:
         ways: dict[str, list[Way]] = {}
@@ -125,9 +126,19 @@ def _rounds(sizes: Sizes, proxies: dict[str, Proxy], where: Site, raw: Raw) -> N
                 _say(f"round {number + 1}, {protocol}, upstream {upstream}, {job}")
                 # Every other round goes backwards, so that nobody always comes after the same one.
                 for way in ways[upstream][:: -1 if number % 2 else 1]:
-                    _note(
-                        raw[protocol][upstream], way.name, job, measured(way, protocol, job, sizes, where.pid), number
-                    )
+                    with _noted(failures):
+                        figures = measured(way, protocol, job, sizes, where.pid)
+                        _note(raw[protocol][upstream], way.name, job, figures, number)
+
+
+@contextlib.contextmanager
+def _noted(failures: list[str]) -> Iterator[None]:
+    """Note that something failed, and go on: one figure of one round is not worth a whole run."""
+    try:
+        yield
+    except Failed as failed:
+        _say(f"failed: {failed}")
+        failures.append(str(failed))
 
 
 def _figures(sizes: Sizes) -> Iterator[tuple[str, str, str]]:
@@ -138,16 +149,17 @@ def _figures(sizes: Sizes) -> Iterator[tuple[str, str, str]]:
                     yield protocol, upstream, name
 
 
-def _idle(sizes: Sizes, proxies: dict[str, Proxy], where: Site, raw: Raw) -> None:
+def _idle(sizes: Sizes, proxies: dict[str, Proxy], where: Site, raw: Raw, failures: list[str]) -> None:
     """Measure idle sessions, each time in a program that has done nothing else."""
+    protocol = sizes.protocols[0]
     for number in range(sizes.idle_rounds):
         for upstream in UPSTREAMS:
             for name, proxy in proxies.items():
                 if upstream in proxy.upstreams:
                     _say(f"idle sessions, round {number + 1}, upstream {upstream}, {name}")
-                    with _started(proxies, name, where, upstream, f"idle-{number}") as way:
-                        figures = idle(way, sizes.protocols[0], min(sizes.sessions, proxy.most_idle))
-                    _note(raw[sizes.protocols[0]][upstream], name, IDLE, figures, number)
+                    with _noted(failures), _started(proxies, name, where, upstream, f"idle-{number}") as way:
+                        figures = idle(way, protocol, min(sizes.sessions, proxy.most_idle))
+                        _note(raw[protocol][upstream], name, IDLE, figures, number)
 
 
 @contextlib.contextmanager

@@ -27,6 +27,10 @@ IDLE_WORKERS = 4
 Figures = dict[str, float]
 
 
+class Failed(Exception):
+    """The client could not do its job; says which and why."""
+
+
 def measured(way: Way, protocol: str, name: str, sizes: Sizes, upstream: int) -> Figures:
     """Let the client do a job once and return its figures, by what they are: ``cpu``, ``p50``, ``rate`` and so on.
 
@@ -107,7 +111,9 @@ def client(
         if line := out.readline():
             return line.decode()
         _, errors = process.communicate()
-        raise RuntimeError(f"{job.kind} {protocol} {way.name} {way.upstream}: the client failed\n{errors.decode()}")
+        lines = errors.decode().splitlines() or ["no word about it"]
+        reason = next((line for line in lines if line.startswith("RuntimeError")), lines[-1])
+        raise Failed(f"{job.kind}, {protocol}, upstream {way.upstream}, {way.name}: {reason}")
 
     def run() -> dict[str, Any]:
         into.write(b"go\n")

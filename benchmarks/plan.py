@@ -123,3 +123,5 @@ class Run:
     rounds: Raw
     others: dict[str, float]
     """What share of the machine others took, in each part of the run."""
+    failures: list[str]
+    """What could not be measured; it is missing in its round."""

@@ -62,6 +62,8 @@ def markdown(run: Run) -> str:
         f"Other programs took {while_that}."
     )
     parts = [", ".join(f"{name} {value}" for name, value in run.machine.items()) + ".", what]
+    if run.failures:
+        parts.append("**Failed:** " + "; ".join(run.failures) + ".")
     for protocol, upstreams in raw.items():
         name = PROTOCOLS[protocol]
         parts.append(f"### Targets, {name}\n\n{_targets(verdicts(upstreams), protocol)}")

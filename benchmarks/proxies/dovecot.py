@@ -25,6 +25,7 @@ ssl_require_crl = no
 ssl_min_protocol = TLSv1.3
 auth_mechanisms = plain login
 default_client_limit = 9800
+default_vsz_limit = 8G
 passdb {{
   driver = static
   args = proxy=y host={host} hostip=127.0.0.1 port=%{{if;%s;eq;imap;{imap};{pop3}}} nopassword=y {tls}

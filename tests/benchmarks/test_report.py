@@ -20,6 +20,7 @@ RUN = Run(
     sizes=QUICK,
     rounds={"imap": {"plain": WAYS, "tls": {}}},
     others={"rounds": 0.25, "idle": 0.5},
+    failures=["idles, imap, upstream tls, nginx: RuntimeError: refused"],
 )
 
 
@@ -33,6 +34,7 @@ def test_the_report_has_medians_ratios_and_what_others_took() -> None:
     assert "| KiB per idle session | 21.5 | 1,234 | – |" in text
     assert "resumed where they should have been: Dovecot proxy 50%." in text
     assert "| login | – / – / – | – / – / – | – / 25 / 150 |" in text
+    assert "**Failed:** idles, imap, upstream tls, nginx: RuntimeError: refused." in text
     assert "CPU-µs per command" not in text
     assert "| lone |" not in text
 
