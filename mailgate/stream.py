@@ -79,8 +79,8 @@ class SocketStream:
         sock.setblocking(False)
         self._sock: socket.socket | ssl.SSLSocket = sock
         self._failed: Exception | None = None
-        # Whether the last read took all there was: the next one waits first, instead of reading in vain.
-        self._drained = False
+        # Whether nothing is known to be there: reading waits first, which cannot be in vain.
+        self._drained = True
         self._quick_reads = 0
         self._quick_writes = 0
         self.tls: TlsInfo | None = None
@@ -264,6 +264,7 @@ class SocketStream:
             cipher=cipher[0] if cipher else "unknown",
             resumed=bool(wrapped.session_reused),
         )
+        self._drained = True
         return self.tls
 
     async def _handshake(self, wrapped: ssl.SSLSocket) -> None:

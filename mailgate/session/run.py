@@ -79,20 +79,21 @@ class _BeforeLogin:
             left = limit.deadline - began
             limit.deadline = math.inf
             outcome = await self._attempt(login)
-            limit.deadline = trio.current_time() + left
-            if not isinstance(outcome, Refusal):
-                # A client that does not read must not keep its upstream, nor one that was slow lose its login here.
-                limit.deadline = trio.current_time() + max(left, ACCEPT_SECONDS)
-                try:
-                    await self.dialogue.accept(outcome)
-                except BaseException:
-                    await outcome.stream.aclose()
-                    raise
-                self.services.gate.logged_in(self.session.id)
-                self.session.state = State.RELAY
-                self.services.emit(SessionEstablished(self.session, trio.current_time() - began))
-                return outcome
-            await self._refuse(outcome)
+            if isinstance(outcome, Refusal):
+                limit.deadline = trio.current_time() + left
+                await self._refuse(outcome)
+                continue
+            # A client that does not read must not keep its upstream, nor one that was slow lose its login here.
+            limit.deadline = trio.current_time() + max(left, ACCEPT_SECONDS)
+            try:
+                await self.dialogue.accept(outcome)
+            except BaseException:
+                await outcome.stream.aclose()
+                raise
+            self.services.gate.logged_in(self.session.id)
+            self.session.state = State.RELAY
+            self.services.emit(SessionEstablished(self.session, trio.current_time() - began))
+            return outcome
 
     async def _attempt(self, login: Login) -> SignedIn | Refusal:
         """Find the login's upstream and sign in there; return the reason for a refusal otherwise."""
