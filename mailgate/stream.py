@@ -29,8 +29,8 @@ ROUNDS: Final = 8
 """Calls that may succeed at once before a stream lets the other tasks run."""
 
 LONE: Final = 512
-"""A TLS record up to this size is taken for a lone command or answer, which ends a burst. Longer ones
-say nothing of what follows: real servers send records of odd sizes in the middle of a download."""
+"""Bytes up to which what arrives by itself is taken for a lone command or answer, behind which nothing
+follows at once. More than that may be a part of a download; real servers send records of odd sizes in it."""
 
 PEEK_SECONDS: Final = 0.01
 """How often a Unix socket is looked at while more than its first bytes is wanted."""
@@ -154,10 +154,10 @@ class SocketStream:
                 filled += count
                 if self.tls is None or lone:
                     # A plain read takes all there is and a TLS read all of one record, unless the buffer is full.
-                    self._drained = filled < room
+                    self._drained = lone and filled < room
                     break
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            self._drained = True
+            self._drained = filled <= LONE
             return filled or None
         except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
             return filled
