@@ -117,6 +117,8 @@ class Gateway:
             if plan.error is not None:
                 raise plan.error
             with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+                # Whoever started this process may have held it back until it could be heard.
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
                 async with trio.open_nursery() as services:
                     services.start_soon(self.watch.run)
                     async with trio.open_nursery() as sessions:
@@ -249,7 +251,8 @@ class Gateway:
         if config.limits.sessions != before.limits.sessions:
             with self._refusing("limits.sessions"):
                 allow_files(config.limits.sessions, self.log)
-        plan = self.doors.plan(config)
+        with self._refusing("listener"):
+            plan = self.doors.plan(config)
         try:
             if plan.refused:
                 raise ConfigError(plan.refused)

@@ -488,6 +488,16 @@ def test_a_start_that_fails_gives_one_sentence(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("error", [MailgateError("said"), OSError(5, "said")])
+def test_an_error_that_nurseries_have_wrapped_is_unwrapped(error: Exception) -> None:
+    async def fail() -> None:
+        await trio.lowlevel.checkpoint()
+        raise ExceptionGroup("outer", [ExceptionGroup("inner", [error])])
+
+    with pytest.raises(type(error), match="said"):
+        app.run_alone(fail)
+
+
 def test_an_error_of_our_own_is_shown_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     async def crash(self: object, tell: object) -> None:
         await trio.lowlevel.checkpoint()

@@ -17,6 +17,7 @@ import httpx
 import pytest
 import trio
 
+from mailgate import app, doors
 from mailgate import config as configuration
 from mailgate.config import Config
 from mailgate.errors import ConfigError, MailgateError
@@ -485,19 +486,20 @@ async def test_a_bad_file_is_refused_with_everything_that_is_wrong(tmp_path: Pat
         (ZeroDivisionError("oops"), "met an error of mailgate's own; its traceback is in the log"),
     ],
 )
-@pytest.mark.parametrize("where", ["file", "pool", "tls"])
+@pytest.mark.parametrize("where", ["file", "pool", "listener", "tls"])
 async def test_what_fails_on_the_way_harms_nobody(
     where: str, error: Exception, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     port, new = free_ports(2)
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise error
 
     async with house(tmp_path, listener(port), pool(NOBODY)) as home:
         place = {
             "file": (home, "load"),
             "pool": (Upstreams, "__init__"),
+            "listener": (doors, "open_socket"),
             "tls": (Upstreams, "learn_from"),
         }[where]
         monkeypatch.setattr(*place, fail)
@@ -556,6 +558,49 @@ async def test_a_stop_does_not_wait_for_a_reload(tmp_path: Path) -> None:
             assert (await client.hears()).startswith("* BYE")
             await home.gateway.stopped.wait()
             go_on.set()
+
+
+async def test_a_hangup_that_was_held_back_is_heard(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        signal.raise_signal(signal.SIGHUP)
+        async with house(tmp_path, listener(port), pool(NOBODY)) as home:
+            assert (await home.gateway.log("configuration reloaded"))["changed"] == []
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+async def test_a_reload_that_is_cancelled_leaves_nothing_behind(tmp_path: Path) -> None:
+    port, new = free_ports(2)
+    async with house(tmp_path, listener(port), pool(NOBODY)) as home:
+        gateway = home.gateway.gateway
+        home.write(listener(port), listener(new, "new"), pool(NOBODY))
+        for seconds in (0.0, 0.001, 0.002, 0.005, 0.01):
+            current = gateway.current
+            with trio.move_on_after(seconds) as scope:
+                await home.reload()
+            assert scope.cancelled_caught == (gateway.current is current)
+            assert await nobody_listens(new) == (gateway.current is current)
+            home.write(listener(port), pool(NOBODY))
+            await home.reload()
+            await eventually(lambda: nobody_listens(new))
+            home.write(listener(port), listener(new, "new"), pool(NOBODY))
+
+
+async def test_more_sessions_need_more_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (port,) = free_ports(1)
+    asked: list[int] = []
+    monkeypatch.setattr(app, "allow_files", lambda sessions, logger: asked.append(sessions))
+    parts = listener(port), pool(NOBODY)
+    async with house(tmp_path, *parts) as home:
+        await home.reload(*parts, "[limits]\nsessions = 3\n")
+        await home.reload(*parts, "[limits]\nsessions = 3\nhalf_open = 2\n")
+        monkeypatch.setattr(app, "allow_files", lambda sessions, logger: asked.append(1 // 0))
+        assert await home.refused(*parts) == [
+            "limits.sessions: met an error of mailgate's own; its traceback is in the log"
+        ]
+    assert asked == [3]
 
 
 async def test_reloads_take_turns(tmp_path: Path) -> None:

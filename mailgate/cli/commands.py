@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
@@ -114,7 +115,8 @@ def run(
         def load() -> Config:
             return _usable(load_config(path))
 
-        raise SystemExit(_serve(load(), load))
+        with _hangup_waits():
+            raise SystemExit(_serve(load(), load))
     if config is not None and not _from_environment("config"):
         raise click.UsageError("Give either a configuration file or --upstream.")
     try:
@@ -134,6 +136,19 @@ def run(
         for line in plan.notes:
             click.echo(f"{click.style('mailgate:', bold=True)} {line}", err=True)
         raise SystemExit(_serve(built))
+
+
+@contextlib.contextmanager
+def _hangup_waits() -> Iterator[None]:
+    """Hold SIGHUP back until the gateway listens to it.
+
+    By default it ends a process, so a reload that is asked for while the gateway starts would stop it for good.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _usable(config: Config) -> Config:

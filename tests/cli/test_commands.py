@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -255,6 +256,26 @@ def test_a_reload_reads_the_same_file_and_checks_it_whole(
     config.with_name("key.pem").write_text("nothing")
     with pytest.raises(ConfigError, match=r"tls\.certificate"):
         load()
+
+
+def test_a_reload_that_is_asked_for_too_early_waits(run: Run, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = ModuleType("mailgate.app")
+    heard: list[int] = []
+
+    def serve(config: Config, load: object) -> int:
+        signal.raise_signal(signal.SIGHUP)
+        assert (signal.sigpending(), heard) == ({signal.SIGHUP}, [])
+        return 0
+
+    app.main = serve  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "mailgate.app", app)
+    before = signal.signal(signal.SIGHUP, lambda number, _: heard.append(number))
+    try:
+        assert run("run", config).exit_code == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert heard == [signal.SIGHUP]
+    assert signal.SIGHUP not in signal.pthread_sigmask(signal.SIG_BLOCK, set())
 
 
 def test_run_tells_of_failures_in_a_line(run: Run, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
