@@ -96,8 +96,7 @@ class Reception:
         if farewell is not None and session.state is State.LOGIN:
             # In the relay a line of our own could land inside a literal.
             await self._tell(listener, stream, farewell)
-        with trio.move_on_after(1):
-            await stream.aclose()
+        await stream.aclose()
 
     async def _session(self, generation: Generation, listener: Listener, stream: SocketStream, session: Session) -> End:
         connection = Connection(stream, session, generation, listener)
