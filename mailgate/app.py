@@ -29,7 +29,7 @@ from mailgate.drain import drain
 from mailgate.errors import ConfigError, ConfigProblem, MailgateError, UpstreamFailed
 from mailgate.generation import Generation, Lasting
 from mailgate.model import Peer, Protocol, Session
-from mailgate.net.listener import serve
+from mailgate.net.listener import serve, take_waiting
 from mailgate.observe import log
 from mailgate.observe.metrics import Metrics
 from mailgate.observe.trace import Tracer
@@ -172,6 +172,8 @@ class Gateway:
                         app = admin.admin_app(self.tracer, self.reload)
                         await http.serve_http(app, door.socket, door.gone)
         finally:
+            if door.place.kind == "mail":
+                take_waiting(door.socket, handle, self._house.sessions)
             door.socket.close()
 
     def _pause(self, reason: str) -> None:

@@ -147,6 +147,23 @@ async def test_what_waits_in_the_queue_of_a_socket_is_served_after_the_reload(tm
             assert (await Client(stream).hears()).startswith("* OK")
 
 
+async def test_what_waits_in_the_queue_of_a_socket_that_goes_is_served_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port, other = free_ports(2)
+    async with house(tmp_path, listener(port), pool(NOBODY)) as home:
+        waiting: list[socket.socket] = []
+        # The last thing that happens before the new configuration is in force.
+        monkeypatch.setattr(
+            Upstreams, "learn_from", lambda *_: waiting.append(socket.create_connection(("127.0.0.1", port)))
+        )
+        await home.reload(listener(other), pool(NOBODY))
+        with waiting[0]:
+            stream = trio.SocketStream(trio.socket.from_stdlib_socket(waiting[0]))
+            assert (await Client(stream).hears()).startswith("* OK")
+            assert await nobody_listens(port)
+
+
 async def test_an_address_that_cannot_be_had_changes_nothing(tmp_path: Path) -> None:
     port, new = free_ports(2)
     with socket.create_server(("127.0.0.1", 0)) as other:

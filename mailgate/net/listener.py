@@ -139,12 +139,26 @@ async def _accept(
             if error.errno in _GONE:
                 continue
             raise
+        _begin(sock, handler, sessions)
+
+
+def take_waiting(listening: socket.socket, handler: Handler, sessions: trio.Nursery) -> None:
+    """Accept what waits in the queue of a socket that is about to be closed, since closing it would refuse them."""
+    for _ in range(BACKLOG):
         try:
-            peer = peer_of(sock)
+            sock, _ = listening.accept()
         except OSError:
-            # The client went between the kernel's accept and ours.
-            sock.close()
-            continue
+            return
+        _begin(sock, handler, sessions)
+
+
+def _begin(sock: socket.socket, handler: Handler, sessions: trio.Nursery) -> None:
+    try:
+        peer = peer_of(sock)
+    except OSError:
+        # The client went between the kernel's accept and ours.
+        sock.close()
+    else:
         sessions.start_soon(_own, SocketStream(sock), peer, handler)
 
 

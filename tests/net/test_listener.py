@@ -14,7 +14,7 @@ import trio
 
 from mailgate.config import Endpoint
 from mailgate.model import Peer
-from mailgate.net.listener import PAUSE_SECONDS, ListenError, open_socket, peer_of, serve
+from mailgate.net.listener import PAUSE_SECONDS, ListenError, open_socket, peer_of, serve, take_waiting
 from mailgate.stream import SocketStream
 
 LOOPBACK = Endpoint("127.0.0.1", 0)
@@ -266,3 +266,29 @@ async def test_sessions_outlive_their_listener() -> None:
         assert await client.receive_some() == b"done"
         await client.aclose()
     sock.close()
+
+
+async def test_what_waits_is_taken_before_a_socket_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    served: list[Peer] = []
+
+    async def handle(stream: SocketStream, peer: Peer) -> None:
+        served.append(peer)
+        await stream.send_all(b"hi")
+
+    def gone_once(sock: socket.socket) -> Peer:
+        monkeypatch.setattr("mailgate.net.listener.peer_of", peer_of)
+        raise OSError(errno.ENOTCONN, "gone")
+
+    listening = open_socket(LOOPBACK)
+    clients = [socket.create_connection(listening.getsockname()) for _ in range(3)]
+    monkeypatch.setattr("mailgate.net.listener.peer_of", gone_once)
+    async with trio.open_nursery() as nursery:
+        take_waiting(listening, handle, nursery)
+        take_waiting(listening, handle, nursery)
+        listening.close()
+        take_waiting(listening, handle, nursery)
+    assert [peer.port for peer in served] == [client.getsockname()[1] for client in clients[1:]]
+    assert [client.recv(10) for client in clients[1:]] == [b"hi", b"hi"]
+    assert clients[0].recv(10) == b""
+    for client in clients:
+        client.close()
