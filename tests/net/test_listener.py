@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -280,15 +281,14 @@ async def test_what_waits_is_taken_before_a_socket_is_closed(monkeypatch: pytest
         raise OSError(errno.ENOTCONN, "gone")
 
     listening = open_socket(LOOPBACK)
-    clients = [socket.create_connection(listening.getsockname()) for _ in range(3)]
-    monkeypatch.setattr("mailgate.net.listener.peer_of", gone_once)
-    async with trio.open_nursery() as nursery:
-        take_waiting(listening, handle, nursery)
-        take_waiting(listening, handle, nursery)
-        listening.close()
-        take_waiting(listening, handle, nursery)
-    assert [peer.port for peer in served] == [client.getsockname()[1] for client in clients[1:]]
-    assert [client.recv(10) for client in clients[1:]] == [b"hi", b"hi"]
-    assert clients[0].recv(10) == b""
-    for client in clients:
-        client.close()
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(socket.create_connection(listening.getsockname())) for _ in range(3)]
+        monkeypatch.setattr("mailgate.net.listener.peer_of", gone_once)
+        async with trio.open_nursery() as nursery:
+            take_waiting(listening, handle, nursery)
+            take_waiting(listening, handle, nursery)
+            listening.close()
+            take_waiting(listening, handle, nursery)
+        assert {peer.port for peer in served} == {client.getsockname()[1] for client in clients[1:]}
+        assert [client.recv(10) for client in clients[1:]] == [b"hi", b"hi"]
+        assert clients[0].recv(10) == b""
