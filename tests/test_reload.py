@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import re
 import signal
 import socket
 import ssl
 import threading
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -233,6 +235,25 @@ async def test_sessions_keep_their_routes_and_new_ones_get_the_new(tmp_path: Pat
         # One script expects more than this client says.
         await waiting.says("a2 NOOP")
         assert await waiting.hears() == "a2 OK done"
+
+
+async def test_a_configuration_that_nobody_uses_any_more_is_forgotten(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    async with serving(SIGNED_IN) as server, house(tmp_path, listener(port), pool(server)) as home:
+        client = await home.gateway.connect(port)
+        await client.logs_in()
+        first = weakref.ref(home.gateway.gateway.current)
+        await home.reload(listener(port, "second"), pool(server))
+        second = weakref.ref(home.gateway.gateway.current)
+        await home.reload(listener(port, "third"), pool(server))
+        await trio.testing.wait_all_tasks_blocked()
+        gc.collect()
+        assert (first() is None, second() is None) == (False, True)
+        await client.goes()
+        await until(lambda: not home.gateway.gateway.sessions)
+        await trio.testing.wait_all_tasks_blocked()
+        gc.collect()
+        assert first() is None
 
 
 async def test_counts_go_on_with_the_new_limits(tmp_path: Path) -> None:

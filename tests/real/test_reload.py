@@ -26,7 +26,7 @@ from tests.support.servers import Dovecot, free_ports, mailgate
 pytestmark = pytest.mark.real
 
 RELOADS = 200 if FULL else 20
-SECONDS_BETWEEN = 0.1
+SECONDS_BETWEEN = 0.05
 MESSAGE = b"Subject: reload\r\n\r\n" + b"0123456789abcdef\r\n" * 4096
 REFUSED = "reload refused, the old configuration stays in force"
 
