@@ -329,6 +329,24 @@ async def test_sigterm_lets_commands_finish() -> None:
         assert gateway.logged("stopped")
 
 
+async def test_sigterm_lets_pop3_reach_quit() -> None:
+    login = "S: +OK\nC: CAPA\nS: -ERR\nC: USER joe\nS: +OK\nC: PASS secret\nS: +OK in\n"
+    script = login + "C: DELE 1\nS: +OK deleted\nC: QUIT\nS: +OK bye\nclose\n"
+    async with serving(script) as server, running(one(server, protocol="pop3")) as gateway:
+        client, before_login = await gateway.connect(), await gateway.connect()
+        await before_login.hears()
+        await client.hears()
+        await client.asks("USER joe")
+        assert (await client.asks("PASS secret")).startswith("+OK")
+        assert await client.asks("DELE 1") == "+OK deleted"
+        signal.raise_signal(signal.SIGTERM)
+        assert await before_login.hears() == "-ERR [SYS/TEMP] The server is shutting down."
+        assert await client.asks("QUIT") == "+OK bye"
+        await gateway.stopped.wait()
+        assert [line["reason"] for line in gateway.logged("session")] == ["shutting_down", "logged_out"]
+        assert gateway.logged("sessions are cut off") == []
+
+
 @pytest.mark.parametrize(("second", "line"), [(True, "stopping at once"), (False, "sessions are cut off")])
 async def test_a_command_without_end_does_not_hold_the_gateway(second: bool, line: str) -> None:
     limit = Shutdown(drain="60s" if second else "1s")  # type: ignore[arg-type]
