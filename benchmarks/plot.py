@@ -74,7 +74,7 @@ def _legend(peers: list[str]) -> Iterator[str]:
         yield _text(x + 13, 40, f"/ {PROXIES[peer].title}")
         x += 30 + 7 * len(PROXIES[peer].title)
     yield _line(x + 4, 30, x + 4, 42, "#000000", 2)
-    yield _text(x + 13, 40, "target; lines are 95 % intervals")
+    yield _text(x + 13, 40, "target; lines are intervals")
 
 
 def _top(number: int, peers: list[str]) -> float:
