@@ -22,7 +22,7 @@ SETTLE = 0.05
 """Seconds after a job in which programs finish what the client does not wait for, such as log lines."""
 
 IDLE_SECONDS = 180.0
-IDLE_WORKERS = 4
+IDLE_WORKERS = 12
 
 Figures = dict[str, float]
 

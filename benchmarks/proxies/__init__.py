@@ -35,6 +35,6 @@ PROXIES: dict[str, Proxy] = {
     "nginx": Proxy("nginx mail", nginx.start, ("nginx", "-v"), upstreams=("plain",), basic=True),
     "haproxy": Proxy("HAProxy", haproxy.start, ("haproxy", "-v"), basic=True),
     "stunnel": Proxy("stunnel", stunnel.start, ("stunnel", "-version"), upstreams=("plain",), most_idle=500),
-    "perdition": Proxy("Perdition", perdition.start, ("perdition", "--version"), most_idle=200),
+    "perdition": Proxy("Perdition", perdition.start, ("perdition", "--help"), most_idle=200),
 }
 MAILGATE = "mailgate"
