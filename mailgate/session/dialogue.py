@@ -35,8 +35,7 @@ from mailgate.policy.gate import Gate
 from mailgate.session.relay import Trace, Watch
 from mailgate.stream import ByteStream
 from mailgate.wire import sasl
-from mailgate.wire.framing import Limits
-from mailgate.wire.imap import BadCommand, SaslLine
+from mailgate.wire.framing import BadCommand, Limits, SaslLine
 from mailgate.wire.relay import RelayCore
 
 READ_SIZE: Final = 16 * 1024

@@ -14,7 +14,8 @@ from mailgate.model import Login, Mechanism, Protocol, Refusal, Secret, Side
 from mailgate.policy import access, answers
 from mailgate.session.dialogue import HIDDEN, Dialogue, SessionOver, SignedIn
 from mailgate.wire import sasl
-from mailgate.wire.imap import BadCommand, Command, CommandReceiver, LiteralAnnounced, SaslLine
+from mailgate.wire.framing import BadCommand, SaslLine
+from mailgate.wire.imap import Command, CommandReceiver, LiteralAnnounced
 from mailgate.wire.relay_imap import ImapRelay
 
 MAX_ID_PAIRS: Final = 30

@@ -13,7 +13,7 @@ from mailgate.model import Login, Mechanism, Protocol, Refusal, Secret, Side
 from mailgate.policy import access, answers
 from mailgate.session.dialogue import Dialogue, SessionOver, SignedIn
 from mailgate.wire import sasl
-from mailgate.wire.imap import BadCommand, SaslLine
+from mailgate.wire.framing import BadCommand, SaslLine
 from mailgate.wire.pop3 import CommandReceiver, Pop3Command
 from mailgate.wire.relay_pop3 import Pop3Relay
 

@@ -110,3 +110,67 @@ class LineBuffer:
         self._scanned = 0
         self.taken += len(piece)
         return piece
+
+
+@dataclass(frozen=True, slots=True)
+class BadCommand:
+    """Something that is no command.
+
+    ``tag`` is None where it had none that may be echoed. After a ``fatal`` one the connection
+    cannot go on. ``foreign`` names another protocol that the client speaks: ``http`` or ``tls``.
+    """
+
+    tag: bytes | None
+    text: str
+    fatal: bool = False
+    foreign: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SaslLine:
+    """A line of a SASL exchange without its line end."""
+
+    data: bytes
+
+
+class Receiver:
+    """What the receivers of both protocols' commands do alike: hold bytes, bounded, and read SASL lines."""
+
+    __slots__ = ("_buffer", "_dead", "_fresh", "_limits")
+
+    def __init__(self, limits: Limits | None = None) -> None:
+        self._limits = limits or Limits()
+        self._buffer = LineBuffer()
+        self._fresh = True
+        self._dead = False
+
+    @property
+    def buffered(self) -> int:
+        """Bytes that arrived and were not used."""
+        return len(self._buffer)
+
+    @property
+    def total(self) -> int:
+        """Bytes that arrived in all."""
+        return self._buffer.taken + len(self._buffer)
+
+    def receive(self, data: bytes | bytearray | memoryview) -> None:
+        """Take bytes from the client."""
+        self._buffer.receive(data)
+
+    def take_residual(self) -> bytes:
+        """Return everything unread; the receiver is finished."""
+        return self._buffer.take(len(self._buffer))
+
+    def next_line(self) -> SaslLine | BadCommand | None:
+        """Return the next line of a SASL exchange, None if it is not complete.
+
+        One that is too long is dropped as it comes and is a BadCommand at its end.
+        """
+        try:
+            line = self._buffer.line_or_drop(self._limits.sasl_line)
+        except RemoteProtocolError:
+            return BadCommand(None, "Line too long")
+        if line is None:
+            return None
+        return SaslLine(line.removesuffix(b"\n").removesuffix(b"\r"))

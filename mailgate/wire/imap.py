@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
 from mailgate.errors import RemoteProtocolError
-from mailgate.wire.framing import Limits, LineBuffer
+from mailgate.wire.framing import BadCommand, Limits, Receiver
 
 LITERAL_MINUS_LIMIT: Final = 4096
 """The largest non-synchronising literal under LITERAL- (RFC 7888 §5)."""
@@ -57,27 +57,6 @@ class LiteralAnnounced:
     size: int
 
 
-@dataclass(frozen=True, slots=True)
-class BadCommand:
-    """Something that is no command.
-
-    ``tag`` is None where it had none that may be echoed. After a ``fatal`` one the connection
-    cannot go on. ``foreign`` names another protocol that the client speaks: ``http`` or ``tls``.
-    """
-
-    tag: bytes | None
-    text: str
-    fatal: bool = False
-    foreign: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class SaslLine:
-    """A line of a SASL exchange without its line end."""
-
-    data: bytes
-
-
 def quote(value: bytes) -> bytes:
     """Return ``value`` as a quoted string; raises ValueError for what only a literal can hold."""
     if _UNQUOTABLE.search(value):
@@ -111,16 +90,13 @@ def encode_arguments(values: Sequence[bytes], literal: Literal["sync", "plus", "
     return tuple(pieces)
 
 
-class CommandReceiver:
+class CommandReceiver(Receiver):
     """The client's leg before login: bytes in, commands out; see the module's text."""
 
-    __slots__ = ("_bad", "_buffer", "_dead", "_fresh", "_left", "_limits", "_overlong", "_parts", "_size")
+    __slots__ = ("_bad", "_left", "_overlong", "_parts", "_size")
 
     def __init__(self, limits: Limits | None = None) -> None:
-        self._limits = limits or Limits()
-        self._buffer = LineBuffer()
-        self._fresh = True
-        self._dead = False
+        super().__init__(limits)
         # The command that is collected: lines and literals in turn, its bytes, and a literal under way.
         self._parts: list[bytes] = []
         self._size = 0
@@ -132,33 +108,7 @@ class CommandReceiver:
     @property
     def buffered(self) -> int:
         """Bytes that arrived and were not used."""
-        return len(self._buffer) + self._size
-
-    @property
-    def total(self) -> int:
-        """Bytes that arrived in all."""
-        return self._buffer.taken + len(self._buffer)
-
-    def receive(self, data: bytes | bytearray | memoryview) -> None:
-        """Take bytes from the client."""
-        self._buffer.receive(data)
-
-    def take_residual(self) -> bytes:
-        """Return everything unread; the receiver is finished."""
-        return self._buffer.take(len(self._buffer))
-
-    def next_line(self) -> SaslLine | BadCommand | None:
-        """Return the next line of a SASL exchange, None if it is not complete.
-
-        One that is too long is dropped as it comes and is a BadCommand at its end.
-        """
-        try:
-            line = self._buffer.line_or_drop(self._limits.sasl_line)
-        except RemoteProtocolError:
-            return BadCommand(None, "Line too long")
-        if line is None:
-            return None
-        return SaslLine(line.removesuffix(b"\n").removesuffix(b"\r"))
+        return super().buffered + self._size
 
     def next(self) -> Command | LiteralAnnounced | BadCommand | None:
         """Return what is complete, None if nothing is."""

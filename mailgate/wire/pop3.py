@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from mailgate.errors import RemoteProtocolError
-from mailgate.wire.framing import Limits, LineBuffer
-from mailgate.wire.imap import BadCommand, SaslLine
+from mailgate.wire.framing import BadCommand, LineBuffer, Receiver
 
 COMMAND_LIMIT: Final = 255
 """Octets of a command (RFC 2449 §4), for those that carry no secret."""
@@ -39,47 +38,10 @@ class Pop3Command:
     raw: bytes
 
 
-class CommandReceiver:
+class CommandReceiver(Receiver):
     """The client's leg before login: bytes in, commands out."""
 
-    __slots__ = ("_buffer", "_dead", "_fresh", "_limits")
-
-    def __init__(self, limits: Limits | None = None) -> None:
-        self._limits = limits or Limits()
-        self._buffer = LineBuffer()
-        self._fresh = True
-        self._dead = False
-
-    @property
-    def buffered(self) -> int:
-        """Bytes that arrived and were not used."""
-        return len(self._buffer)
-
-    @property
-    def total(self) -> int:
-        """Bytes that arrived in all."""
-        return self._buffer.taken + len(self._buffer)
-
-    def receive(self, data: bytes | bytearray | memoryview) -> None:
-        """Take bytes from the client."""
-        self._buffer.receive(data)
-
-    def take_residual(self) -> bytes:
-        """Return everything unread; the receiver is finished."""
-        return self._buffer.take(len(self._buffer))
-
-    def next_line(self) -> SaslLine | BadCommand | None:
-        """Return the next line of a SASL exchange, None if it is not complete.
-
-        One that is too long is dropped as it comes and is a BadCommand at its end.
-        """
-        try:
-            line = self._buffer.line_or_drop(self._limits.sasl_line)
-        except RemoteProtocolError:
-            return BadCommand(None, "Line too long")
-        if line is None:
-            return None
-        return SaslLine(line.removesuffix(b"\n").removesuffix(b"\r"))
+    __slots__ = ()
 
     def next(self) -> Pop3Command | BadCommand | None:
         """Return the next command, None if it is not complete."""

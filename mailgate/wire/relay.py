@@ -98,19 +98,28 @@ class RelayCore(Protocol):
         ...
 
 
-class CopyRelay:
-    """Copies bytes without looking at them (``inspect = "login"``)."""
+class Outbox:
+    """What every core leaves for its shell; see :class:`RelayCore`."""
 
     __slots__ = ("delay", "fatal", "finished", "logged_out", "opaque", "to_client", "to_upstream")
 
-    def __init__(self) -> None:
+    def __init__(self, *, opaque: bool) -> None:
         self.to_client: list[Buffer] = []
         self.to_upstream: list[Buffer] = []
         self.finished: list[Finished] = []
         self.delay = 0.0
         self.logged_out = False
         self.fatal = ""
-        self.opaque = True
+        self.opaque = opaque
+
+
+class CopyRelay(Outbox):
+    """Copies bytes without looking at them (``inspect = "login"``)."""
+
+    __slots__ = ()
+
+    def __init__(self) -> None:
+        super().__init__(opaque=True)
 
     def client_sent(self, data: bytes | bytearray, end: int, now: float) -> int:
         """Forward all of it."""

@@ -25,7 +25,7 @@ import re
 from typing import Final, Literal
 
 from mailgate.model import Delay, Deny
-from mailgate.wire.relay import MAX_IN_FLIGHT, Buffer, Decide, FilterCapabilities, Finished
+from mailgate.wire.relay import MAX_IN_FLIGHT, Decide, FilterCapabilities, Finished, Outbox
 
 LINE_LIMIT: Final = 128 * 1024
 """Longest piece of a command between literals. RFC 2683 §3.2.1.5 asks servers for 8,000 octets,
@@ -100,7 +100,7 @@ class _Pending:
         self.later: _Pending | None = None
 
 
-class ImapRelay:
+class ImapRelay(Outbox):
     """A relay core (see ``mailgate.wire.relay``) for one IMAP session after its login.
 
     ``decide`` is the command gate and ``visible`` the filter of capabilities; ``verbs`` are the
@@ -133,14 +133,7 @@ class ImapRelay:
         "_verbs",
         "_visible",
         "_waiting",
-        "delay",
-        "fatal",
-        "finished",
         "literals",
-        "logged_out",
-        "opaque",
-        "to_client",
-        "to_upstream",
     )
 
     def __init__(
@@ -151,13 +144,7 @@ class ImapRelay:
         verbs: frozenset[str],
         capabilities: frozenset[str],
     ) -> None:
-        self.to_client: list[Buffer] = []
-        self.to_upstream: list[Buffer] = []
-        self.finished: list[Finished] = []
-        self.delay = 0.0
-        self.logged_out = False
-        self.fatal = ""
-        self.opaque = False
+        super().__init__(opaque=False)
         self.literals: LiteralMode = literal_mode(capabilities)
         self._decide = decide
         self._visible = visible

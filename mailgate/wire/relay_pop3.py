@@ -12,7 +12,7 @@ from collections import deque
 from typing import Final
 
 from mailgate.model import Delay, Deny
-from mailgate.wire.relay import MAX_IN_FLIGHT, Buffer, Decide, FilterCapabilities, Finished
+from mailgate.wire.relay import MAX_IN_FLIGHT, Decide, FilterCapabilities, Finished, Outbox
 
 LINE_LIMIT: Final = 1024
 """Longest command after login: RFC 2449 §4 allows 255 octets, and RFC 6856 names in UTF-8 may need
@@ -47,7 +47,7 @@ class _Pending:
         self.reply = reply
 
 
-class Pop3Relay:
+class Pop3Relay(Outbox):
     """A relay core (see ``mailgate.wire.relay``) for one POP3 session after its login.
 
     ``decide`` is the command gate, ``visible`` the filter of CAPA's lines, ``verbs`` the commands
@@ -68,23 +68,10 @@ class Pop3Relay:
         "_unknown",
         "_verbs",
         "_visible",
-        "delay",
-        "fatal",
-        "finished",
-        "logged_out",
-        "opaque",
-        "to_client",
-        "to_upstream",
     )
 
     def __init__(self, *, decide: Decide, visible: FilterCapabilities, verbs: frozenset[str]) -> None:
-        self.to_client: list[Buffer] = []
-        self.to_upstream: list[Buffer] = []
-        self.finished: list[Finished] = []
-        self.delay = 0.0
-        self.logged_out = False
-        self.fatal = ""
-        self.opaque = False
+        super().__init__(opaque=False)
         self._decide = decide
         self._visible = visible
         self._verbs = verbs

@@ -8,15 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from imap_codec import CommandCodec, DecodeError
 
-from mailgate.wire.framing import Limits
+from mailgate.wire.framing import BadCommand, Limits, SaslLine
 from mailgate.wire.imap import (
     LITERAL_MINUS_LIMIT,
     Argument,
-    BadCommand,
     Command,
     CommandReceiver,
     LiteralAnnounced,
-    SaslLine,
     encode_arguments,
     needs_literal,
     quote,

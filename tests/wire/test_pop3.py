@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mailgate.errors import RemoteProtocolError
-from mailgate.wire.framing import Limits
-from mailgate.wire.imap import BadCommand, SaslLine
+from mailgate.wire.framing import BadCommand, Limits, SaslLine
 from mailgate.wire.pop3 import (
     BLOCK_LIMIT,
     COMMAND_LIMIT,
