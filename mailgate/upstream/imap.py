@@ -7,7 +7,7 @@ import functools
 from typing import Final
 
 from mailgate.errors import UpstreamFailed
-from mailgate.model import BEARER_MECHANISMS, Failure, Login, Mechanism, Protocol
+from mailgate.model import Failure, Login, Mechanism, Protocol
 from mailgate.upstream.leg import CHALLENGES, UNTAGGED_LIMIT, SignedIn, UpstreamLeg
 from mailgate.wire import sasl
 from mailgate.wire.imap import encode_arguments, needs_literal, quote
@@ -115,7 +115,7 @@ class ImapLeg(UpstreamLeg):
     async def sign_in(self, login: Login) -> SignedIn:
         """See :class:`UpstreamLeg`."""
         self.check_password(login)
-        mechanism = self._choose(login)
+        mechanism = self.choose(login, command="LOGINDISABLED" not in self.capabilities)
         # What was said before the login does not concern the client.
         self._shown = ()
         self._untagged.clear()
@@ -139,29 +139,6 @@ class ImapLeg(UpstreamLeg):
             self._shown,
             self.server.name,
         )
-
-    def _choose(self, login: Login) -> Mechanism:
-        """Return how to sign in: as the client did if the server can, else as it can."""
-        offered = {one for one in Mechanism if f"AUTH={one}" in self.capabilities}
-        if login.mechanism in BEARER_MECHANISMS:
-            if login.mechanism not in offered:
-                raise self.failed(Failure.UNSUPPORTED, f"the server does not offer {login.mechanism}")
-            return login.mechanism
-        if login.mechanism is Mechanism.EXTERNAL:
-            raise self.failed(Failure.UNSUPPORTED, "EXTERNAL is not relayed")
-        command = "LOGINDISABLED" not in self.capabilities
-        if login.authzid:
-            if Mechanism.PLAIN not in offered:
-                raise self.failed(Failure.UNSUPPORTED, "only PLAIN carries an authorization identity")
-            return Mechanism.PLAIN
-        if login.mechanism is Mechanism.COMMAND and command:
-            return Mechanism.COMMAND
-        for mechanism in (login.mechanism, Mechanism.PLAIN, Mechanism.LOGIN):
-            if mechanism in offered:
-                return mechanism
-        if command:
-            return Mechanism.COMMAND
-        raise self.failed(Failure.UNSUPPORTED, "the server offers no way to sign in")
 
     async def _log_in(self, login: Login, said: bytes) -> Response:
         """Sign in with LOGIN: quoted in one write, or with a literal for what cannot be quoted."""

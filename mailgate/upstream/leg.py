@@ -14,7 +14,7 @@ import trio
 
 from mailgate.config import Server
 from mailgate.errors import UpstreamFailed
-from mailgate.model import Failure, Login
+from mailgate.model import BEARER_MECHANISMS, Failure, Login, Mechanism
 from mailgate.stream import SocketStream
 from mailgate.upstream.dial import Dialer
 from mailgate.wire import sasl
@@ -104,6 +104,36 @@ class UpstreamLeg(abc.ABC):
         """Return the error for a connection that ends here."""
         failure = Failure.CONNECT if self._received == "none" else Failure.AUTH_TEMPORARY
         return self.failed(failure, detail)
+
+    @property
+    def offered(self) -> set[Mechanism]:
+        """The SASL mechanisms that the server says it has and mailgate knows."""
+        return {one for one in Mechanism if f"AUTH={one}" in self.capabilities}
+
+    def choose(self, login: Login, *, command: bool) -> Mechanism:
+        """Return how to sign in: as the client did if the server can, else as it can.
+
+        ``command`` says whether the server takes the protocol's own login. Raises UpstreamFailed.
+        """
+        offered = self.offered
+        if login.mechanism in BEARER_MECHANISMS:
+            if login.mechanism not in offered:
+                raise self.failed(Failure.UNSUPPORTED, f"the server does not offer {login.mechanism}")
+            return login.mechanism
+        if login.mechanism is Mechanism.EXTERNAL:
+            raise self.failed(Failure.UNSUPPORTED, "EXTERNAL is not relayed")
+        if login.authzid:
+            if Mechanism.PLAIN not in offered:
+                raise self.failed(Failure.UNSUPPORTED, "only PLAIN carries an authorization identity")
+            return Mechanism.PLAIN
+        if login.mechanism is Mechanism.COMMAND and command:
+            return Mechanism.COMMAND
+        for mechanism in (login.mechanism, Mechanism.PLAIN, Mechanism.LOGIN):
+            if mechanism in offered:
+                return mechanism
+        if command:
+            return Mechanism.COMMAND
+        raise self.failed(Failure.UNSUPPORTED, "the server offers no way to sign in")
 
     def check_password(self, login: Login) -> None:
         """Refuse to send a password where it could be read, or could become something else."""

@@ -6,7 +6,7 @@ import base64
 from typing import Final
 
 from mailgate.errors import UpstreamFailed
-from mailgate.model import BEARER_MECHANISMS, Failure, Login, Mechanism, Protocol
+from mailgate.model import Failure, Login, Mechanism, Protocol
 from mailgate.upstream.leg import CHALLENGES, SignedIn, UpstreamLeg
 from mailgate.wire import sasl
 from mailgate.wire.pop3 import COMMAND_LIMIT, Reply, ReplyReceiver
@@ -18,6 +18,9 @@ _BY_CODE: Final = {
     "IN-USE": Failure.IN_USE,
     "LOGIN-DELAY": Failure.LIMIT,
 }
+
+PASSWORD_MECHANISMS: Final = {Mechanism.PLAIN, Mechanism.LOGIN}
+"""Where a server has none of these, USER is tried even if it does not announce it: old ones do not."""
 
 
 def capabilities_of(lines: tuple[bytes, ...]) -> frozenset[str]:
@@ -83,7 +86,7 @@ class Pop3Leg(UpstreamLeg):
     async def sign_in(self, login: Login) -> SignedIn:
         """See :class:`UpstreamLeg`."""
         self.check_password(login)
-        mechanism = self._choose(login)
+        mechanism = self.choose(login, command="USER" in self.capabilities or not self.offered & PASSWORD_MECHANISMS)
         if login.utf8:
             await self.send(b"UTF8\r\n", "utf8")
             if not (await self._next()).ok:
@@ -103,28 +106,6 @@ class Pop3Leg(UpstreamLeg):
             raise self.failed(failure, f"the server says -ERR [{reply.code}]" if reply.code else "the server says -ERR")
         self._received = "login"
         return SignedIn(self.stream, self._receiver.take_residual(), (), self.capabilities, (), self.server.name)
-
-    def _choose(self, login: Login) -> Mechanism:
-        """Return how to sign in: as the client did if the server can, else as it can."""
-        offered = {one for one in Mechanism if f"AUTH={one}" in self.capabilities}
-        if login.mechanism in BEARER_MECHANISMS:
-            if login.mechanism not in offered:
-                raise self.failed(Failure.UNSUPPORTED, f"the server does not offer {login.mechanism}")
-            return login.mechanism
-        if login.mechanism is Mechanism.EXTERNAL:
-            raise self.failed(Failure.UNSUPPORTED, "EXTERNAL is not relayed")
-        if login.authzid:
-            if Mechanism.PLAIN not in offered:
-                raise self.failed(Failure.UNSUPPORTED, "only PLAIN carries an authorization identity")
-            return Mechanism.PLAIN
-        if login.mechanism is not Mechanism.COMMAND and login.mechanism in offered:
-            return login.mechanism
-        if "USER" in self.capabilities or not offered:
-            return Mechanism.COMMAND
-        for mechanism in (Mechanism.PLAIN, Mechanism.LOGIN):
-            if mechanism in offered:
-                return mechanism
-        return Mechanism.COMMAND
 
     async def _user_and_password(self, login: Login) -> Reply:
         user = b"USER %b\r\n" % login.user
