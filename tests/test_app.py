@@ -257,7 +257,9 @@ async def test_starttls_and_no_password_before_it(issued: Issued) -> None:
 )
 async def test_a_handshake_that_fails(mode: str, before: list[str] | None, reason: str, issued: Issued) -> None:
     settings = with_tls(issued, mode)
-    settings["listener"] = (settings["listener"][0].model_copy(update={"handshake_timeout": 0.1}),)
+    # Only who is to run into the limit waits for it; a busy machine must not make others meet it.
+    patience = 0.1 if reason == "timeout" else 10.0
+    settings["listener"] = (settings["listener"][0].model_copy(update={"handshake_timeout": patience}),)
     async with running(one(NOBODY), **settings) as gateway:
         client = await gateway.connect()
         if before is not None:
