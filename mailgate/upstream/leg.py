@@ -49,7 +49,7 @@ class UpstreamLeg(abc.ABC):
         self.server = server
         self.stream = stream
         self.capabilities: frozenset[str] = frozenset()
-        self._view = memoryview(buffer)[:READ_SIZE]
+        self._view = memoryview(buffer)
         self._sent = "connect"
         self._received = "none"
 

@@ -13,10 +13,9 @@ from mailgate.config import Config, Pool, Server
 from mailgate.errors import RemoteProtocolError, UpstreamFailed
 from mailgate.events import Emit, UpstreamConnected, UpstreamRefused
 from mailgate.model import Failure, Login, Protocol, Route, Session
-from mailgate.stream import burst_buffer
 from mailgate.upstream.dial import Dialer
 from mailgate.upstream.imap import ImapLeg
-from mailgate.upstream.leg import SignedIn, UpstreamLeg
+from mailgate.upstream.leg import READ_SIZE, SignedIn, UpstreamLeg
 from mailgate.upstream.pop3 import Pop3Leg
 
 PROBE_SECONDS: Final = 300.0
@@ -43,7 +42,7 @@ class Upstreams:
         self._before_login: dict[tuple[str, str], frozenset[str]] = {}
         self._after_login: dict[tuple[str, str], frozenset[str]] = {}
         self._unreachable: set[tuple[str, str]] = set()
-        self._buffer = burst_buffer()
+        self._buffer = bytearray(READ_SIZE)
 
     def learn_from(self, earlier: Upstreams) -> None:
         """Take over what is known of the pools whose settings are the same."""

@@ -9,19 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from mailgate.cli import main
-from tests.cli.test_trace import Gateway, gateway  # noqa: F401
-
-CONFIG = """
-[[listener]]
-name = "imap"
-protocol = "imap"
-bind = "127.0.0.1:143"
-tls = "off"
-[pool.main]
-protocol = "imap"
-servers = ["127.0.0.1:1143"]
-tls = "off"
-"""
+from tests.cli.test_trace import CONFIG, Gateway, gateway  # noqa: F401
 
 
 def reload(*arguments: str | Path) -> Result:

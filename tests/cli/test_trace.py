@@ -15,6 +15,18 @@ from click.testing import CliRunner, Result
 
 from mailgate.cli import main
 
+CONFIG = """
+[[listener]]
+name = "imap"
+protocol = "imap"
+bind = "127.0.0.1:143"
+tls = "off"
+[pool.main]
+protocol = "imap"
+servers = ["127.0.0.1:1143"]
+tls = "off"
+"""
+
 
 class Gateway(socketserver.ThreadingUnixStreamServer):
     """Answers each request with ``answer`` and remembers what it was asked."""
@@ -119,20 +131,9 @@ def test_a_wrong_command_line(gateway: Gateway, arguments: list[str], message: s
 
 def test_the_socket_is_the_configurations(gateway: Gateway, tmp_path: Path) -> None:
     path = tmp_path / "mailgate.toml"
-    source = """
-[[listener]]
-name = "imap"
-protocol = "imap"
-bind = "127.0.0.1:143"
-tls = "off"
-[pool.main]
-protocol = "imap"
-servers = ["127.0.0.1:1143"]
-tls = "off"
-"""
-    path.write_text(source)
+    path.write_text(CONFIG)
     result = CliRunner().invoke(main, ["trace", "list", "-c", str(path)])
     assert result.exit_code == 1
     assert "no [admin]" in result.stderr
-    path.write_text(source + '[admin]\nsocket = "admin.sock"')
+    path.write_text(CONFIG + '[admin]\nsocket = "admin.sock"')
     assert CliRunner().invoke(main, ["trace", "list", "-c", str(path)]).stdout == "No trace is running.\n"

@@ -5,25 +5,14 @@ from __future__ import annotations
 import io
 import json
 import logging
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import structlog
 
 from mailgate import events
 from mailgate.model import Failure, Mechanism, Peer, Protocol, Secret, Session, Side, State, TlsInfo
 from mailgate.observe.log import SessionLog, configure, shown
-
-
-@pytest.fixture(autouse=True)
-def _restore() -> Iterator[None]:
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    structlog.reset_defaults()
+from tests.support.gateway import logging_as_before  # noqa: F401
 
 
 class Terminal(io.StringIO):
