@@ -8,45 +8,53 @@ in force.
 
 from __future__ import annotations
 
-import resource
+import base64
+import logging
+import pickle
 import signal
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Final
 
-import structlog
 import trio
 
 import mailgate
 from mailgate import events
 from mailgate.config import Config, Log
 from mailgate.config.changes import changes
-from mailgate.doors import Door, Doors, Plan
+from mailgate.doors import Door, Doors, Opener, Place, Plan, open_place, told
 from mailgate.drain import drain
 from mailgate.errors import ConfigError, ConfigProblem, MailgateError, UpstreamFailed
 from mailgate.generation import Generation, Lasting
 from mailgate.model import Peer, Protocol, Session
-from mailgate.net.listener import serve, take_waiting
+from mailgate.net.listener import ListenError, serve, take_waiting
 from mailgate.observe import log
 from mailgate.observe.metrics import Metrics
 from mailgate.observe.trace import Tracer
 from mailgate.reception import Reception
 from mailgate.session.relay import Watch
 from mailgate.stream import SocketStream, burst_buffer
+from mailgate.supervisor import (
+    LEAVE,
+    Heritage,
+    Load,
+    Logger,
+    Relog,
+    Supervisor,
+    allow_files,
+    refusing,
+    warn_of_expiry,
+)
 from mailgate.upstream.pool import Upstreams
 from mailgate.web import admin, http
+from mailgate.workers.bus import AloneBus, WorkerBus
+from mailgate.workers.packets import Message
 
-SPARE_FILES: Final = 200
-"""Open files beside the two sockets of each session: listeners, probes, scrapes, traces, the interpreter's own."""
-
-EXPIRY_WARNING: Final = timedelta(days=14)
-"""How early the log warns of a certificate's end; automatic renewal happens weeks before that."""
-
-Load = Callable[[], Config]
-"""Reads the configuration again, in a thread; raises ConfigError with everything that is wrong."""
+LEAVING_SECONDS: Final = 0.5
+"""How often a worker that accepts no more looks whether its last session has ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +69,9 @@ class House:
 class Gateway:
     """One worker: everything that a configuration asks for, ready to run.
 
-    ``load`` reads that configuration again for a reload, ``relog`` returns a
-    logger with other settings. Raises MailgateError or OSError where something cannot be used.
+    With a ``heritage`` it is one of a supervisor's, which opens sockets, hears signals and reads configurations
+    for all of its workers. Without, it does so itself: ``load`` reads the configuration again for a reload,
+    ``relog`` returns a logger with other settings. Raises MailgateError or OSError where something cannot be used.
     """
 
     _house: House
@@ -70,17 +79,19 @@ class Gateway:
     def __init__(
         self,
         config: Config,
-        logger: structlog.stdlib.BoundLogger,
+        logger: Logger,
         load: Load | None = None,
-        relog: Callable[[Log], structlog.stdlib.BoundLogger] = lambda settings: log.configure(
-            settings.format, settings.level
-        ),
+        relog: Relog = lambda settings: log.configure(settings.format, settings.level),
+        heritage: Heritage | None = None,
     ) -> None:
         self.log = logger
+        self._heritage = heritage
+        self._bus = AloneBus() if heritage is None else WorkerBus(heritage.channel, heritage.slot)
         self._load = load
         self._relog = relog
         self._reloading = trio.Lock()
         self._stopping = False
+        self._leaving = False
         self._protocols: dict[str, Protocol] = {}
         self.sessions: dict[str, Session] = {}
         self.metrics = Metrics(self.sessions, self._protocols, self._expiry)
@@ -93,7 +104,11 @@ class Gateway:
         self.watch = Watch()
         self.doors = Doors()
         self._lasting = Lasting(self.emit, self.watch, self.tracer, burst_buffer())
-        self.current = Generation(config, self._lasting, Upstreams(config, self._tell_of_upstream))
+        if heritage is None:
+            self.current = Generation(config, self._lasting, Upstreams(config, self._tell_of_upstream))
+        else:
+            heritage.ear.listener = self._tell_of_upstream
+            self.current = Generation(config, self._lasting, heritage.upstreams, tls=heritage.tls)
 
     @property
     def config(self) -> Config:
@@ -111,14 +126,12 @@ class Gateway:
 
     async def run(self, task_status: trio.TaskStatus[list[socket.socket]] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until SIGTERM or SIGINT, or until cancelled; ``task_status`` gets the mail sockets."""
-        self.log.info("starting", version=mailgate.__version__)
-        plan = self.doors.plan(self.config)
+        self._say("starting", version=mailgate.__version__)
+        plan = self.doors.plan(self.config) if self._heritage is None else Plan(opened=self._heritage.doors)
         try:
             if plan.error is not None:
                 raise plan.error
-            with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-                # Whoever started this process may have held it back until it could be heard.
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
+            with self._signals() as signals:
                 async with trio.open_nursery() as services:
                     services.start_soon(self.watch.run)
                     async with trio.open_nursery() as sessions:
@@ -127,8 +140,12 @@ class Gateway:
                             self._enter(self.current, plan)
                             self._tell_warnings()
                             task_status.started([door.socket for door in plan.opened if door.place.kind == "mail"])
+                            if isinstance(self._bus, WorkerBus):
+                                services.start_soon(self._obey, self._bus)
                             await self._until_stopped(signals)
                             listeners.cancel_scope.cancel()
+                        if self._leaving:
+                            await self._until_empty(signals)
                         await self._drain_unless_hurried(signals)
                         sessions.cancel_scope.cancel()
                     services.cancel_scope.cancel()
@@ -136,7 +153,25 @@ class Gateway:
             plan.abandon()
             self.doors.close()
             self.tracer.close()
-        self.log.info("stopped")
+        self._say("stopped")
+
+    def _say(self, event: str, **facts: object) -> None:
+        """Tell what the supervisor tells for all workers where there is one."""
+        self.log.log(logging.INFO if self._heritage is None else logging.DEBUG, event, **facts)
+
+    @contextmanager
+    def _signals(self) -> Iterator[AsyncIterator[int]]:
+        """Return the signals that this worker is to obey; the supervisor hands on those of its workers."""
+        if self._heritage is not None:
+            # Orders are few, and none may wait for another to be obeyed.
+            self._hand_on, handed_on = trio.open_memory_channel[int](100)
+            with self._hand_on, handed_on:
+                yield handed_on
+            return
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+            # Whoever started this process may have held it back until it could be heard.
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
+            yield signals
 
     def _enter(self, generation: Generation, plan: Plan) -> None:
         """Put a generation and its doors into force, without a checkpoint in between."""
@@ -146,7 +181,8 @@ class Gateway:
             retired.retire()
         self._protocols.clear()
         self._protocols.update((listener.name, listener.protocol) for listener in self.config.listener)
-        self._tell_doors(plan)
+        for event, facts in told(plan):
+            self._say(event, **facts)
         for door in plan.opened:
             nursery = self._house.listeners if door.place.kind == "mail" else self._house.services
             nursery.start_soon(self._serve_door, door)
@@ -184,7 +220,8 @@ class Gateway:
         async for number in signals:
             if number != signal.SIGHUP:
                 self._stopping = True
-                self.log.info("stopping", signal=signal.Signals(number).name, sessions=len(self.sessions))
+                self._leaving = number == LEAVE
+                self._say("stopping", signal=signal.Signals(number).name, sessions=len(self.sessions))
                 return
             if self._load is None:
                 self._reloaded(self.current.tls.reload() if self.current.tls is not None else [])
@@ -192,12 +229,30 @@ class Gateway:
                 # A stop must not wait for a configuration to be read.
                 self._house.services.start_soon(self._reload_quietly)
 
+    async def _until_empty(self, signals: AsyncIterator[int]) -> None:
+        """Let all sessions go on to their end, or until this worker is told to stop."""
+        for door in self.doors.open:
+            door.gone.set()
+
+        async def stop(scope: trio.CancelScope) -> None:
+            async for number in signals:
+                if number not in (signal.SIGHUP, LEAVE):
+                    scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stop, nursery.cancel_scope)
+            # The newest may not be in the table yet, so the first look comes after a while, too.
+            await trio.sleep(LEAVING_SECONDS)
+            while self.sessions:  # noqa: ASYNC110  (an event would be set at the end of every session)
+                await trio.sleep(LEAVING_SECONDS)
+            nursery.cancel_scope.cancel()
+
     async def _drain_unless_hurried(self, signals: AsyncIterator[int]) -> None:
         """Drain; a second SIGTERM or SIGINT ends the sessions at once."""
 
         async def hurry(scope: trio.CancelScope) -> None:
             async for number in signals:
-                if number != signal.SIGHUP:
+                if number not in (signal.SIGHUP, LEAVE):
                     self.log.warning("stopping at once", sessions=len(self.sessions))
                     scope.cancel()
 
@@ -224,6 +279,8 @@ class Gateway:
         Raises ConfigError with everything that is wrong with it, and then nothing has changed; MailgateError
         when there is nothing to read or the gateway stops.
         """
+        if isinstance(self._bus, WorkerBus):
+            return _reload_answer(await self._bus.want("reload"))
         if self._load is None:
             raise MailgateError("the gateway was started without a configuration file")
         async with self._reloading:
@@ -241,64 +298,96 @@ class Gateway:
 
     async def _reload(self, load: Load) -> list[str]:
         """Make everything that may fail, then put it into force."""
-        with self._refusing("file"):
+        with refusing("file", self.log):
             config = await trio.to_thread.run_sync(load, abandon_on_cancel=True)
-        with self._refusing("pool"):
+        return await self._adopt(config, open_place)
+
+    async def _adopt(self, config: Config, opener: Opener) -> list[str]:
+        """Put a configuration into force; raises ConfigError or MailgateError, and then nothing has changed."""
+        with refusing("pool", self.log):
             upstreams = await trio.to_thread.run_sync(Upstreams, config, self._tell_of_upstream)
         if self._stopping:
             raise MailgateError("the gateway is shutting down")
         before = self.config
-        with self._refusing("file"):
+        with refusing("file", self.log):
             changed = changes(before, config)
-        if config.limits.sessions != before.limits.sessions:
-            with self._refusing("limits.sessions"):
+        if self._heritage is None and config.limits.sessions != before.limits.sessions:
+            with refusing("limits.sessions", self.log):
                 allow_files(config.limits.sessions, self.log)
-        with self._refusing("listener"):
-            plan = self.doors.plan(config)
+        with refusing("listener", self.log):
+            plan = self.doors.plan(config, opener)
         try:
             if plan.refused:
                 raise ConfigError(plan.refused)
-            with self._refusing("tls"):
+            with refusing("tls", self.log):
                 generation = Generation(config, self._lasting, upstreams, self.current)
         except BaseException:
             plan.abandon()
             raise
         if generation.tls is not None:
             changed += [f"certificate {path}: new contents" for path in generation.tls.renewed]
-        if config.log != before.log:
+        if (config.log, config.workers) != (before.log, before.workers):
             self.log = self._relog(config.log)
+            if self._heritage is not None:
+                self.log = self._heritage.named(self.log, config)
             self._session_log.use(self.log)
         self.tracer.directory = config.trace.directory
         self._enter(generation, plan)
         return changed
 
-    @contextmanager
-    def _refusing(self, path: str) -> Iterator[None]:
-        """Make whatever goes wrong a reason to refuse the configuration: running sessions must not suffer from it."""
-        try:
-            yield
-        except ConfigError:
-            raise
-        except (MailgateError, OSError) as error:
-            raise ConfigError([ConfigProblem(path, "", f"cannot be used: {error}")]) from error
-        except Exception as error:
-            self.log.error("reload failed", exc_info=error)
-            problem = ConfigProblem(path, "", "met an error of mailgate's own; its traceback is in the log")
-            raise ConfigError([problem]) from error
+    # ---------------------------------------------------------------- as one of a supervisor's
+
+    async def _obey(self, bus: WorkerBus) -> None:
+        """Do what the supervisor says until it is gone; then drain and end, since nobody would replace this worker."""
+        bus.orders |= {"signal": self._take_signal, "apply": self._apply, "count": self._count}
+        bus.tell("ready")
+        await bus.run()
+        self.log.error("the supervisor is gone, this worker ends too", sessions=len(self.sessions))
+        await self._hand_on.send(signal.SIGTERM)
+
+    async def _take_signal(self, order: Message, descriptors: Sequence[int]) -> None:
+        await self._hand_on.send(int(order["number"]))
+
+    async def _count(self, order: Message, descriptors: Sequence[int]) -> None:
+        """Count for the supervisor, which nobody scrapes."""
+        await trio.lowlevel.checkpoint()
+        counters = {
+            "reloads": self.metrics.reloads,
+            "certificate_reload_failures": self.metrics.reload_failures,
+        }
+        counter, labels = counters[order["name"]], order["labels"]
+        (counter.labels(**labels) if labels else counter).inc()
+
+    async def _apply(self, order: Message, descriptors: Sequence[int]) -> None:
+        """Put a configuration into force that the supervisor has accepted; its sockets come with it."""
+        sockets = [socket.socket(fileno=descriptor) for descriptor in descriptors]
+        handed = {(kind, endpoint): sock for (kind, endpoint), sock in zip(order["doors"], sockets, strict=True)}
+
+        def take(place: Place) -> socket.socket:
+            sock = handed.pop((place.kind, str(place.endpoint)), None)
+            if sock is None:
+                raise ListenError(f"{place.endpoint} was not handed over")
+            sock.setblocking(False)
+            return sock
+
+        error = ""
+        async with self._reloading:
+            try:
+                # Only the supervisor, which is this same program, has the other end of this connection.
+                config: Config = pickle.loads(base64.b64decode(order["config"]))  # noqa: S301
+                self.log.debug("configuration reloaded", changed=await self._adopt(config, take))
+            except MailgateError as failed:
+                error = str(failed)
+        for sock in handed.values():
+            sock.close()
+        if isinstance(self._bus, WorkerBus):
+            self._bus.tell("applied", error=error)
 
     # ---------------------------------------------------------------- telling
 
-    def _tell_doors(self, plan: Plan) -> None:
-        """Tell what is listened on from now on, and what no more."""
-        opened: dict[tuple[str, str, str], list[str]] = {}
-        for door in plan.opened:
-            opened.setdefault(door.place.facts, []).append(str(door.place.endpoint))
-        for (name, protocol, tls), bind in opened.items():
-            self.log.info("listening", listener=name, protocol=protocol, tls=tls, bind=bind)
-        for door in plan.leaving:
-            self.log.info("listening no more", listener=door.place.facts[0], bind=[str(door.place.endpoint)])
-
     def _tell_warnings(self) -> None:
+        if self._heritage is not None:
+            return
         for warning in self.config.warnings:
             self.log.warning("configuration", warning=warning)
         self._warn_of_expiry()
@@ -307,11 +396,13 @@ class Gateway:
         return self.current.tls.expiry() if self.current.tls is not None else {}
 
     def _warn_of_expiry(self) -> None:
-        for path, end in self._expiry().items():
-            if end - datetime.now(UTC) < EXPIRY_WARNING:
-                self.log.warning("a certificate ends soon", path=path, not_after=end.isoformat())
+        if self.current.tls is not None:
+            warn_of_expiry(self.current.tls, self.log)
 
     def _reloaded(self, problems: list[str]) -> None:
+        if self._heritage is not None:
+            # The supervisor looks at the same files, and tells of them once for all workers.
+            return
         for problem in problems:
             self.metrics.reload_failures.inc()
             self.log.error("a replaced certificate is unusable, the old one stays in force", problem=problem)
@@ -350,20 +441,14 @@ class Gateway:
         return []
 
 
-async def _run(config: Config, logger: structlog.stdlib.BoundLogger, load: Load | None) -> None:
-    allow_files(config.limits.sessions, logger)
-    await Gateway(config, logger, load).run()
-
-
-def allow_files(sessions: int, logger: structlog.stdlib.BoundLogger) -> None:
-    """Raise the process's limit on open files to what so many sessions need, as far as it may."""
-    needed = 2 * sessions + SPARE_FILES
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
-    if soft != resource.RLIM_INFINITY and soft < allowed:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
-    if allowed < needed:
-        logger.warning("too few open files", allowed=allowed, needed=needed, sessions=sessions)
+def _reload_answer(answer: Message) -> dict[str, object]:
+    """Return what the supervisor says of a reload; raises ConfigError or MailgateError where it refuses."""
+    match answer:
+        case {"problems": list() as problems}:
+            raise ConfigError([ConfigProblem(*problem) for problem in problems])
+        case {"error": str() as error}:
+            raise MailgateError(error)
+    return {"changed": answer["changed"], "warnings": answer["warnings"]}
 
 
 def main(config: Config, load: Load | None = None) -> int:
@@ -372,8 +457,15 @@ def main(config: Config, load: Load | None = None) -> int:
     ``load`` reads the configuration again for a reload; without it only certificates are. Raises
     MailgateError or OSError, with what to do, when it cannot start.
     """
-    run_alone(_run, config, log.configure(config.log.format, config.log.level), load)
-    return 0
+
+    def relog(settings: Log) -> Logger:
+        return log.configure(settings.format, settings.level)
+
+    return Supervisor(config, relog(config.log), load, relog, _work).run()
+
+
+def _work(config: Config, logger: Logger, heritage: Heritage) -> None:
+    run_alone(Gateway(config, logger, heritage=heritage).run)
 
 
 def run_alone(function: Callable[..., Awaitable[None]], *args: object) -> None:

@@ -8,7 +8,7 @@ addresses cannot be had is refused whole.
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -89,13 +89,33 @@ class Plan:
             door.socket.close()
 
 
+Opener = Callable[[Place], socket.socket]
+"""Returns a listening socket for a place; raises ListenError."""
+
+
+def open_place(place: Place) -> socket.socket:
+    """Open a socket; what administers is for its owner alone."""
+    return open_socket(place.endpoint, private=place.kind == "admin")
+
+
+def told(plan: Plan) -> Iterator[tuple[str, dict[str, object]]]:
+    """Yield what the log says of a plan that is in force: an event and its facts."""
+    opened: dict[tuple[str, str, str], list[str]] = {}
+    for door in plan.opened:
+        opened.setdefault(door.place.facts, []).append(str(door.place.endpoint))
+    for (name, protocol, tls), bind in opened.items():
+        yield "listening", {"listener": name, "protocol": protocol, "tls": tls, "bind": bind}
+    for door in plan.leaving:
+        yield "listening no more", {"listener": door.place.facts[0], "bind": [str(door.place.endpoint)]}
+
+
 class Doors:
     """All doors that are open."""
 
     def __init__(self) -> None:
         self.open: list[Door] = []
 
-    def plan(self, config: Config) -> Plan:
+    def plan(self, config: Config, opener: Opener = open_place) -> Plan:
         """Open what a configuration wants and is not open yet; nothing else changes."""
         plan = Plan(leaving=list(self.open))
         wanted = []
@@ -108,7 +128,7 @@ class Doors:
                 plan.kept.append((door, place))
         for place in wanted:
             try:
-                self._open(place, plan)
+                self._open(place, plan, opener)
             except ListenError as error:
                 plan.error = plan.error or error
                 plan.refused.append(ConfigProblem(place.path, text(place.endpoint), str(error)))
@@ -117,19 +137,23 @@ class Doors:
                 raise
         return plan
 
-    def _open(self, place: Place, plan: Plan) -> None:
+    def _open(self, place: Place, plan: Plan, opener: Opener) -> None:
         for door in self.open:
             if collide(place.endpoint, door.place.endpoint):
                 message = IN_THE_WAY.format(door.place.endpoint)
                 plan.refused.append(ConfigProblem(place.path, text(place.endpoint), message))
                 return
-        plan.opened.append(Door(place, open_socket(place.endpoint, private=place.kind == "admin")))
+        plan.opened.append(Door(place, opener(place)))
 
-    def carry_out(self, plan: Plan, generation: Generation) -> None:
-        """Put a plan into force: whoever comes in from now on belongs to ``generation``."""
+    def keep(self, plan: Plan) -> None:
+        """Have those doors open that a plan wants; the caller ends the others."""
         for door, place in plan.kept:
             door.place = place
         self.open = [door for door, _ in plan.kept] + plan.opened
+
+    def carry_out(self, plan: Plan, generation: Generation) -> None:
+        """Put a plan into force: whoever comes in from now on belongs to ``generation``."""
+        self.keep(plan)
         for door in self.open:
             door.generation = generation
         for door in plan.leaving:
@@ -137,7 +161,8 @@ class Doors:
                 door.scope.cancel()
             door.gone.set()
 
-    def close(self) -> None:
-        """Close all sockets, at the end."""
+    def close(self, kind: Kind | None = None) -> None:
+        """Close all sockets, or those of one kind, at the end."""
         for door in self.open:
-            door.socket.close()
+            if kind in (None, door.place.kind):
+                door.socket.close()

@@ -45,21 +45,25 @@ class Lasting:
 class Generation:
     """One configuration at work. ``upstreams`` are its pools, made beforehand since reading authorities takes time.
 
+    ``tls`` are its contexts where they were made beforehand too, by a supervisor for all of its workers.
+
     Raises MailgateError or OSError where a certificate cannot be used; then ``earlier`` is as it was.
     """
 
     def __init__(
-        self, config: Config, lasting: Lasting, upstreams: Upstreams, earlier: Generation | None = None
+        self,
+        config: Config,
+        lasting: Lasting,
+        upstreams: Upstreams,
+        earlier: Generation | None = None,
+        tls: ServerTls | None = None,
     ) -> None:
         self.config = config
         self.upstreams = upstreams
         self.servers = {(name, server.name) for name, pool in config.pool.items() for server in pool.servers}
         self._tracer = lasting.tracer
         self._scope = trio.CancelScope()
-        self.tls: ServerTls | None = None
-        if config.tls is not None:
-            uses = [self._use(listener) for listener in config.listener if listener.tls != "off"]
-            self.tls = ServerTls(config.tls, uses, earlier.tls if earlier is not None else None)
+        self.tls: ServerTls | None = tls or server_tls(config, earlier.tls if earlier is not None else None)
         if earlier is not None:
             upstreams.learn_from(earlier.upstreams)
         limits = config.limits
@@ -102,12 +106,8 @@ class Generation:
         """Do a client's handshake; raises HandshakeFailed."""
         if self.tls is None:
             raise RuntimeError("a listener with TLS was let in without [tls]")
-        profile, protocol = self._use(listener)
+        profile, protocol = _use(self.config, listener)
         return await self.tls.accept(stream, protocol, profile, listener.handshake_timeout)
-
-    def _use(self, listener: Listener) -> Use:
-        default = self.config.tls.profile if self.config.tls is not None else "intermediate"
-        return listener.profile or default, listener.protocol
 
     # ---------------------------------------------------------------- its life
 
@@ -122,6 +122,19 @@ class Generation:
     def retire(self) -> None:
         """Watch and ask no more, since another generation does; sessions go on."""
         self._scope.cancel()
+
+
+def server_tls(config: Config, earlier: ServerTls | None) -> ServerTls | None:
+    """Return the TLS of a configuration towards clients; raises TlsFilesError, and then ``earlier`` is as it was."""
+    if config.tls is None:
+        return None
+    uses = [_use(config, listener) for listener in config.listener if listener.tls != "off"]
+    return ServerTls(config.tls, uses, earlier)
+
+
+def _use(config: Config, listener: Listener) -> Use:
+    default = config.tls.profile if config.tls is not None else "intermediate"
+    return listener.profile or default, listener.protocol
 
 
 def _gate_settings(limits: LimitSettings) -> GateSettings:

@@ -525,7 +525,7 @@ def test_an_error_of_our_own_is_shown_whole(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(Upstreams, "probe", crash)
     with pytest.raises(ExceptionGroup) as caught:
-        main(on_port(0))
+        app.run_alone(Gateway(on_port(0), log.configure("json", "error", io.StringIO())).run)
     assert caught.group_contains(ZeroDivisionError, match="oops")
 
 

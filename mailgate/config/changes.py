@@ -19,6 +19,8 @@ def changes(old: Config, new: Config) -> list[str]:
 def _changes(old: Config, new: Config) -> Iterator[str]:
     if old.hostname != new.hostname:
         yield "hostname: changed"
+    if old.workers != new.workers:
+        yield f"workers: {new.workers} instead of {old.workers}"
     yield from _named("listener", {one.name: one for one in old.listener}, {one.name: one for one in new.listener})
     yield from _named("pool", old.pool, new.pool)
     yield from _named("route", {one.name: one for one in old.route}, {one.name: one for one in new.route})

@@ -352,6 +352,10 @@ class Config(Settings):
         json_schema_extra=shown("the machine's"),
         description="What mailgate calls itself in greetings.",
     )
+    workers: Annotated[int, Field(strict=True, ge=1, le=64)] = Field(
+        default=1,
+        description="Processes that serve clients side by side; more than the machine has cores gain nothing.",
+    )
     listener: tuple[Listener, ...] = Field(min_length=1, max_length=1000, description="Where mail clients connect.")
     tls: Tls | None = Field(default=None, description="The certificate; needed by every listener with TLS.")
     pool: dict[Name, Pool] = Field(min_length=1, description="The mail servers behind the gateway, by name.")

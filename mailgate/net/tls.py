@@ -298,10 +298,14 @@ class ServerTls:
         """
         while True:
             await trio.sleep(self.settings.reload_interval)
-            before = [identity.stamps for identity in self._identities()]
-            problems = self.reload()
-            if before != [identity.stamps for identity in self._identities()]:
-                tell(problems)
+            self.look(tell)
+
+    def look(self, tell: Callable[[list[str]], None]) -> None:
+        """Look for changed files once, as :meth:`watch` does."""
+        before = [identity.stamps for identity in self._identities()]
+        problems = self.reload()
+        if before != [identity.stamps for identity in self._identities()]:
+            tell(problems)
 
     def expiry(self) -> dict[str, datetime]:
         """Return when each certificate in force ends, by its file's path; no file is read, since scrapes ask for it."""

@@ -62,12 +62,14 @@ class Gateway:
         return [line for line in lines if line["event"] == "session"]
 
     def peak(self) -> int:
-        """Return the largest resident memory since :meth:`forget_peak`, in bytes."""
-        status = Path(f"/proc/{self.program.pid}/status").read_text()
-        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+        """Return the largest resident memory of all processes since :meth:`forget_peak`, in bytes."""
+        pids = self.program.pid, *self.program.workers()
+        status = [Path(f"/proc/{pid}/status").read_text() for pid in pids]
+        return sum(int(one.partition("VmHWM:")[2].split()[0]) for one in status) * 1024
 
     def forget_peak(self) -> None:
-        Path(f"/proc/{self.program.pid}/clear_refs").write_text("5")
+        for pid in (self.program.pid, *self.program.workers()):
+            Path(f"/proc/{pid}/clear_refs").write_text("5")
 
     def everything_written(self) -> bytes:
         """Return all that the gateway has written: log, traces, metrics."""

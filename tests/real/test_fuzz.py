@@ -277,7 +277,7 @@ async def _serve(server: NoisyServer, port: int, task_status: trio.TaskStatus[ob
 
 
 def open_files(gateway: Gateway) -> int:
-    return len(os.listdir(f"/proc/{gateway.program.pid}/fd"))
+    return sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in (gateway.program.pid, *gateway.program.workers()))
 
 
 def settled(gateway: Gateway, files: int) -> bool:

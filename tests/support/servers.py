@@ -73,9 +73,14 @@ class Program:
         self._file.close()
         return self.process.returncode
 
+    def workers(self) -> list[int]:
+        """Return the pids of the program's children."""
+        return [int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
+
     def resident(self) -> int:
-        """Return the process's resident memory in bytes."""
-        return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        """Return the resident memory of the program and its children in bytes; what they share counts for each."""
+        pages = sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in (self.pid, *self.workers()))
+        return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 DOVECOT = """

@@ -1,0 +1,704 @@
+"""The process that starts the workers, hands them what they share, and replaces those that die.
+
+It opens the listening sockets and makes the TLS contexts before it forks, so that any worker may accept any
+connection and take any session ticket. It never runs Trio: a process that forks must hold no event loop. What
+it does beside waiting is short, except for a reload, which a signal to stop breaks off.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import gc
+import os
+import pickle
+import resource
+import select
+import signal
+import socket
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from types import FrameType
+from typing import Any, Final
+
+import structlog
+
+import mailgate
+from mailgate.config import Config, Log
+from mailgate.config.changes import changes
+from mailgate.doors import Door, Doors, Plan, told
+from mailgate.errors import ConfigError, ConfigProblem, MailgateError
+from mailgate.events import Emit, Event
+from mailgate.generation import server_tls
+from mailgate.net.tls import ServerTls
+from mailgate.upstream.pool import Upstreams
+from mailgate.workers.packets import Channel, Message, channels
+from mailgate.workers.restarts import Restarts
+
+SLOTS: Final = 16
+"""Workers that there can be at once, those included that only let their last sessions end; twice as many as
+are asked for at the start where that is more. What they share has a place for each."""
+
+ASK_SECONDS: Final = 5.0
+"""How long workers have to answer a question of one of them."""
+
+APPLY_SECONDS: Final = 120.0
+"""How long workers have to put a configuration into force: thousands of certificates are opened one by one."""
+
+LATE_SECONDS: Final = 10.0
+"""How long behind the drain's limit a worker may take to end before it is killed."""
+
+LEAVE: Final = signal.SIGQUIT
+"""What a worker is told that shall accept no more but keep its sessions to their end."""
+
+SPARE_FILES: Final = 200
+"""Open files beside the two sockets of each session: listeners, probes, scrapes, traces, the interpreter's own."""
+
+EXPIRY_WARNING: Final = timedelta(days=14)
+"""How early the log warns of a certificate's end; automatic renewal happens weeks before that."""
+
+Load = Callable[[], Config]
+"""Reads the configuration again; raises ConfigError with everything that is wrong."""
+
+Logger = structlog.stdlib.BoundLogger
+Relog = Callable[[Log], Logger]
+"""Returns a logger with other settings."""
+
+SERVING: Final = ("starting", "ready")
+"""The states of workers that accept connections, or soon will."""
+
+_HEARD: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
+_STOPS: Final = (signal.SIGTERM, signal.SIGINT)
+
+
+class Ear:
+    """Where events of upstreams go: these are made before the worker that they belong to."""
+
+    def __init__(self) -> None:
+        self.listener: Emit | None = None
+
+    def __call__(self, event: Event) -> None:
+        """Hand an event on."""
+        if self.listener is not None:
+            self.listener(event)
+
+
+@dataclass(frozen=True, slots=True)
+class Heritage:
+    """What a worker has from the supervisor; ``slot`` is its number, which no other living worker has."""
+
+    slot: int
+    doors: list[Door]
+    tls: ServerTls | None
+    upstreams: Upstreams
+    ear: Ear
+    channel: Channel
+
+    def named(self, logger: Logger, config: Config) -> Logger:
+        """Return a logger whose lines say which worker they are of, where there is more than one."""
+        return logger.bind(worker=self.slot) if config.workers > 1 else logger
+
+
+Work = Callable[[Config, Logger, Heritage], None]
+"""What a worker does from its fork to its end; raises MailgateError or OSError when it cannot."""
+
+
+@dataclass(eq=False, slots=True)
+class Worker:
+    """A worker as the supervisor sees it. ``state`` is starting, ready, leaving or ending."""
+
+    slot: int
+    pid: int
+    channel: Channel
+    began: float
+    state: str = "starting"
+    deaf: bool = False
+    failure: str = ""
+
+
+@dataclass(slots=True)
+class Ask:
+    """A question that is under way: who asks, under which number, and who has still to answer."""
+
+    asker: Worker
+    number: int
+    waiting: set[Worker]
+    deadline: float
+
+
+@dataclass(slots=True)
+class Apply:
+    """A configuration that workers put into force: who wanted it, what changed, who has still to do it."""
+
+    wanted: list[tuple[Worker, int]]
+    changed: list[str]
+    waiting: set[Worker]
+    deadline: float
+
+
+class _Interrupted(BaseException):
+    """A signal to stop came while a configuration was read."""
+
+
+@dataclass(slots=True)
+class _Made:
+    """What was made of a configuration before it is put into force."""
+
+    config: Config
+    upstreams: Upstreams
+    plan: Plan = field(default_factory=Plan)
+    tls: ServerTls | None = None
+
+
+class Supervisor:
+    """Runs workers until it is told to stop. Raises MailgateError or OSError where something cannot be used."""
+
+    def __init__(self, config: Config, logger: Logger, load: Load | None, relog: Relog, work: Work) -> None:
+        self.log = logger
+        self.workers: list[Worker] = []
+        self._load = load
+        self._relog = relog
+        self._work = work
+        self._ear = Ear()
+        self._doors = Doors()
+        self._made = _Made(config, Upstreams(config, self._ear))
+        self._wakeup, self._waker = socket.socketpair()
+        self._asks: dict[int, Ask] = {}
+        self._numbers = 0
+        self._apply: Apply | None = None
+        self._wanted: deque[list[tuple[Worker, int]]] = deque()
+        self._restarts = Restarts()
+        self._not_before = 0.0
+        self._started = False
+        self._stopping = False
+        self._stop_by = 0.0
+        self._loading = False
+        self.slots = max(SLOTS, 2 * config.workers)
+        self._look_at_files = 0.0
+
+    @property
+    def config(self) -> Config:
+        """The configuration in force."""
+        return self._made.config
+
+    # ---------------------------------------------------------------- from start to end
+
+    def run(self) -> int:
+        """Run until SIGTERM or SIGINT; return the exit status."""
+        self.log.info("starting", version=mailgate.__version__, workers=self.config.workers)
+        try:
+            self._open()
+            with self._hearing():
+                self._tell(self._made.plan)
+                self._made.plan = Plan()
+                self._keep_number()
+                while self.workers or not self._stopping:
+                    self._turn()
+        finally:
+            self._close()
+        self.log.info("stopped")
+        return 0
+
+    def _open(self) -> None:
+        """Make everything that can fail before the first worker."""
+        made = self._made
+        allow_files(made.config.limits.sessions, self.log)
+        made.tls = server_tls(made.config, None)
+        made.plan = self._doors.plan(made.config)
+        if made.plan.error is not None:
+            made.plan.abandon()
+            raise made.plan.error
+        self._doors.keep(made.plan)
+
+    def _close(self) -> None:
+        """Close everything; workers are there only when something went wrong."""
+        for worker in self.workers:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(worker.pid, signal.SIGKILL)
+            os.waitpid(worker.pid, 0)
+            worker.channel.close()
+        self._doors.close()
+        self._wakeup.close()
+        self._waker.close()
+
+    @contextlib.contextmanager
+    def _hearing(self) -> Iterator[None]:
+        """Have signals wake the loop instead of ending the process."""
+        self._wakeup.setblocking(False)
+        self._waker.setblocking(False)
+        before = {number: signal.signal(number, self._on_signal) for number in _HEARD}
+        fd = signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
+        try:
+            # Whoever started this process may have held it back until it could be heard.
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
+            yield
+        finally:
+            signal.set_wakeup_fd(fd)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        # The wakeup socket has it already; only what takes long must be broken off.
+        if self._loading and number in _STOPS:
+            raise _Interrupted
+
+    def _turn(self) -> None:
+        """Wait until something happens, and do it."""
+        poll = select.poll()
+        poll.register(self._wakeup, select.POLLIN)
+        by_descriptor = {worker.channel.socket.fileno(): worker for worker in self.workers if not worker.deaf}
+        for descriptor, worker in by_descriptor.items():
+            poll.register(descriptor, select.POLLIN | (select.POLLOUT if worker.channel.waiting else 0))
+        for descriptor, mask in poll.poll(self._patience()):
+            if descriptor == self._wakeup.fileno():
+                self._signalled()
+                continue
+            worker = by_descriptor[descriptor]
+            if mask & select.POLLOUT:
+                worker.channel.flush()
+            if mask & ~select.POLLOUT and worker in self.workers:
+                self._hear(worker)
+        self._keep_time()
+        if not self._stopping:
+            if self._apply is None and self._wanted:
+                self._reload(self._wanted.popleft())
+            self._keep_number()
+
+    def _patience(self) -> float:
+        """Return for how many milliseconds nothing has to be done by itself."""
+        moments = [ask.deadline for ask in self._asks.values()]
+        if self._apply is not None:
+            moments.append(self._apply.deadline)
+        elif self._wanted:
+            return 0.0
+        if self._stopping:
+            moments.append(self._stop_by)
+        else:
+            if self._missing():
+                moments.append(self._not_before)
+            if self._made.tls is not None:
+                moments.append(self._look_at_files)
+        left = min(moments, default=time.monotonic() + 3600) - time.monotonic()
+        return max(0.0, left * 1000 + 1)
+
+    def _keep_time(self) -> None:
+        """Do what is due."""
+        now = time.monotonic()
+        for number, ask in list(self._asks.items()):
+            if now >= ask.deadline:
+                self._answered(number, ask)
+        if self._apply is not None and now >= self._apply.deadline:
+            for worker in list(self._apply.waiting):
+                self._applied(worker, f"no answer within {APPLY_SECONDS:g} s")
+        if self._stopping and now >= self._stop_by:
+            for worker in self.workers:
+                self.log.error("a worker does not end", worker=worker.slot, pid=worker.pid)
+                os.kill(worker.pid, signal.SIGKILL)
+            self._stop_by = now + LATE_SECONDS
+        tls = self._made.tls
+        if tls is not None and now >= self._look_at_files and not self._stopping:
+            if self._look_at_files:
+                tls.look(self._told_of_files)
+            self._look_at_files = now + tls.settings.reload_interval
+
+    def _signalled(self) -> None:
+        for number in self._wakeup.recv(4096):
+            if number == signal.SIGCHLD:
+                self._reap()
+            elif number == signal.SIGHUP:
+                if self._stopping:
+                    continue
+                if self._load is not None:
+                    self._wanted.append([])
+                    continue
+                if self._made.tls is not None:
+                    self._told_of_files(self._made.tls.reload())
+                self._say("signal", number=number)
+            elif number in _STOPS:
+                self._stop(number)
+
+    def _stop(self, number: int) -> None:
+        """Have all workers drain; when they do so already, have them end at once."""
+        if self._stopping:
+            self.log.warning("stopping at once", workers=len(self.workers))
+        else:
+            self.log.info("stopping", signal=signal.Signals(number).name, workers=len(self.workers))
+            # From here on connections are refused, instead of waiting in a queue that nobody serves any more.
+            self._doors.close("mail")
+            self._refuse_wanted()
+        self._stop_by = time.monotonic() + (0 if self._stopping else self.config.shutdown.drain) + LATE_SECONDS
+        self._stopping = True
+        self._say("signal", number=int(number))
+        for worker in self.workers:
+            worker.state = "ending"
+
+    def _say(self, word: str, **facts: object) -> None:
+        """Tell all workers something."""
+        for worker in self.workers:
+            worker.channel.put({"word": word} | facts)
+
+    # ---------------------------------------------------------------- workers
+
+    def _missing(self) -> int:
+        serving = sum(worker.state in SERVING for worker in self.workers)
+        return max(0, min(self.config.workers - serving, self.slots - len(self.workers)))
+
+    def _keep_number(self) -> None:
+        """Start workers that are missing."""
+        if time.monotonic() < self._not_before:
+            return
+        for _ in range(self._missing()):
+            self._fork()
+
+    def _let_go(self) -> None:
+        """Have those workers leave that are too many, the highest numbers first."""
+        serving = sorted((one for one in self.workers if one.state in SERVING), key=lambda one: one.slot)
+        for worker in serving[self.config.workers :]:
+            self._leave(worker)
+
+    def _leave(self, worker: Worker) -> None:
+        """Have a worker accept no more; its sessions go on to their end."""
+        worker.state = "leaving"
+        worker.channel.put({"word": "signal", "number": int(LEAVE)})
+
+    def _fork(self) -> None:
+        slot = next(number for number in range(self.slots) if all(worker.slot != number for worker in self.workers))
+        ours, theirs = channels()
+        # The child must not write a signal of its own into the socket that wakes this process.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _HEARD)
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            pid = os.fork()
+            if not pid:
+                ours.close()
+                self._be_worker(slot, theirs)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _HEARD)
+        theirs.close()
+        self.workers.append(Worker(slot, pid, ours, time.monotonic()))
+        self.log.debug("a worker begins", worker=slot, pid=pid)
+
+    def _be_worker(self, slot: int, channel: Channel) -> None:
+        """Be the worker, in the process that was just forked, which ends here."""
+        status = 1
+        logger = self.log
+        try:
+            for number in _STOPS:
+                # They reach every process of a terminal's group or a service's; the supervisor says what they mean.
+                signal.signal(number, signal.SIG_IGN)
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            signal.set_wakeup_fd(-1)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _HEARD)
+            for worker in self.workers:
+                worker.channel.close()
+            self._wakeup.close()
+            self._waker.close()
+            # What the supervisor made is never collected here, so its pages stay shared.
+            gc.freeze()
+            doors = [Door(door.place, door.socket) for door in self._doors.open]
+            made = self._made
+            heritage = Heritage(slot, doors, made.tls, made.upstreams, self._ear, channel)
+            logger = heritage.named(self.log, made.config)
+            self._work(made.config, logger, heritage)
+            status = 0
+        except (MailgateError, OSError) as error:
+            channel.put({"word": "failed", "error": str(error)})
+        except BaseException as error:
+            logger.error("a worker met an error of mailgate's own", exc_info=error)
+        finally:
+            with contextlib.suppress(Exception):
+                sys.stdout.flush()
+                sys.stderr.flush()
+            # What the parent would do at its end is not for this process to do.
+            os._exit(status)
+
+    def _reap(self) -> None:
+        for worker in list(self.workers):
+            pid, status = os.waitpid(worker.pid, os.WNOHANG)
+            if pid:
+                self._ended(worker, os.waitstatus_to_exitcode(status))
+
+    def _ended(self, worker: Worker, code: int) -> None:
+        """Do what is to be done behind a worker that has ended; ``code`` is negative for a signal."""
+        if not worker.deaf:
+            self._hear(worker)
+        self.workers.remove(worker)
+        self._forget(worker)
+        asked_to = worker.state in ("leaving", "ending")
+        if asked_to and code == 0:
+            self.log.debug("a worker has ended", worker=worker.slot, pid=worker.pid)
+            return
+        cause: dict[str, Any] = {"signal": _name(-code)} if code < 0 else {"status": code}
+        self.log.error("a worker died", worker=worker.slot, pid=worker.pid, **cause, error=worker.failure or None)
+        if not self._started:
+            raise MailgateError(worker.failure or "a worker ended before it could serve; the log says why")
+        now = time.monotonic()
+        delay = self._restarts.died(now, now - worker.began)
+        self._not_before = max(self._not_before, now + delay)
+        if delay and not self._stopping:
+            self.log.error("workers die again and again", seconds=delay)
+
+    def _forget(self, worker: Worker) -> None:
+        """Leave nothing behind of a worker that has ended."""
+        worker.channel.close()
+        for number, ask in list(self._asks.items()):
+            if ask.asker is worker:
+                del self._asks[number]
+            elif worker in ask.waiting:
+                self._reply(worker, number, ask, {"error": "died"})
+        if self._apply is not None:
+            self._apply.wanted = [(who, number) for who, number in self._apply.wanted if who is not worker]
+            self._apply.waiting.discard(worker)
+            self._finish_apply()
+        self._wanted = deque([(who, number) for who, number in some if who is not worker] for some in self._wanted)
+
+    def _count(self, name: str, **labels: str) -> None:
+        """Have a metric counted. A worker does it, since workers are what is scraped."""
+        for worker in sorted(self.workers, key=lambda one: one.slot):
+            if not worker.deaf and worker.channel.put({"word": "count", "name": name, "labels": labels}):
+                return
+
+    # ---------------------------------------------------------------- what workers say
+
+    def _hear(self, worker: Worker) -> None:
+        """Take what a worker has said."""
+        try:
+            found = worker.channel.receive()
+        except EOFError:
+            # Its end is told by SIGCHLD; until then there is nothing to hear.
+            worker.deaf = True
+            return
+        for message, descriptors in found:
+            for one in descriptors:
+                os.close(one)
+            self._take(worker, message)
+
+    def _take(self, worker: Worker, message: Message) -> None:
+        match message:
+            case {"word": "ready"}:
+                if worker.state == "starting":
+                    worker.state = "ready"
+                self._started = self._started or all(one.state != "starting" for one in self.workers)
+            case {"word": "failed", "error": str() as error}:
+                worker.failure = error
+            case {"word": "ask", "number": int() as number, "kind": kind, "facts": facts}:
+                self._ask(worker, number, kind, facts)
+            case {"word": "reply", "ask": int() as number}:
+                ask = self._asks.get(number)
+                if ask is not None and worker in ask.waiting:
+                    self._reply(worker, number, ask, {key: message.get(key) for key in ("answer", "error")})
+            case {"word": "reload", "number": int() as number}:
+                self._wanted.append([(worker, number)])
+                if self._stopping:
+                    self._refuse_wanted()
+            case {"word": "applied", "error": str() as error}:
+                self._applied(worker, error)
+
+    def _ask(self, asker: Worker, number: int, kind: object, facts: object) -> None:
+        """Hand a question of one worker to all."""
+        self._numbers += 1
+        ask = Ask(asker, number, set(), time.monotonic() + ASK_SECONDS)
+        self._asks[self._numbers] = ask
+        question = {"word": "asked", "ask": self._numbers, "kind": kind, "facts": facts}
+        # One that starts has no sessions and hears too late.
+        ask.waiting = {one for one in self.workers if one.state != "starting" and not one.deaf}
+        for worker in list(ask.waiting):
+            if not worker.channel.put(question):
+                self._reply(worker, self._numbers, ask, {"error": "hangs"})
+        if not ask.waiting:
+            self._answered(self._numbers, ask)
+
+    def _reply(self, worker: Worker, number: int, ask: Ask, said: Message) -> None:
+        """Hand a worker's answer to the one that asked."""
+        ask.waiting.discard(worker)
+        ask.asker.channel.put({"word": "reply", "number": ask.number, "worker": worker.slot} | said)
+        if not ask.waiting:
+            self._answered(number, ask)
+
+    def _answered(self, number: int, ask: Ask) -> None:
+        """End a question; those that did not answer are told of."""
+        if self._asks.pop(number, None) is None:
+            return
+        for worker in ask.waiting:
+            late = {"word": "reply", "number": ask.number, "worker": worker.slot}
+            ask.asker.channel.put(late | {"error": f"no answer within {ASK_SECONDS:g} s"})
+        ask.asker.channel.put({"word": "answered", "number": ask.number})
+
+    # ---------------------------------------------------------------- reloading
+
+    def _refuse_wanted(self) -> None:
+        """Tell everybody who waits for a reload that there will be none."""
+        for wanted in self._wanted:
+            self._tell_wanted(wanted, error="the gateway is shutting down")
+        self._wanted.clear()
+
+    def _tell_wanted(self, wanted: list[tuple[Worker, int]], **facts: object) -> None:
+        for worker, number in wanted:
+            worker.channel.put({"word": "done", "number": number} | facts)
+
+    def _reload(self, wanted: list[tuple[Worker, int]]) -> None:
+        """Read the configuration again, and have all workers put it into force."""
+        if self._load is None:
+            self._tell_wanted(wanted, error="the gateway was started without a configuration file")
+            return
+        try:
+            self._loading = True
+            try:
+                made, changed = self._make(self._load)
+            finally:
+                self._loading = False
+        except _Interrupted:
+            self._tell_wanted(wanted, error="the gateway is shutting down")
+        except ConfigError as error:
+            self._count("reloads", result="refused")
+            for problem in error.problems:
+                self.log.error("reload refused, the old configuration stays in force", problem=str(problem))
+            problems = [[one.path, one.value, one.message] for one in error.problems]
+            self._tell_wanted(wanted, problems=problems)
+        else:
+            self._put_into_force(made, changed, wanted)
+
+    def _make(self, load: Load) -> tuple[_Made, list[str]]:
+        """Make everything that may fail; raises ConfigError, and then nothing has changed."""
+        before = self.config
+        with refusing("file", self.log):
+            config = load()
+        with refusing("pool", self.log):
+            made = _Made(config, Upstreams(config, self._ear))
+        if config.workers > self.slots:
+            problem = f"more than {self.slots} need a restart"
+            raise ConfigError([ConfigProblem("workers", str(config.workers), problem)])
+        with refusing("file", self.log):
+            changed = changes(before, config)
+        with refusing("listener", self.log):
+            made.plan = self._doors.plan(config)
+        try:
+            if made.plan.refused:
+                raise ConfigError(made.plan.refused)
+            with refusing("tls", self.log):
+                made.tls = server_tls(config, self._made.tls)
+            if config.limits.sessions != before.limits.sessions:
+                with refusing("limits.sessions", self.log):
+                    allow_files(config.limits.sessions, self.log, [worker.pid for worker in self.workers])
+        except BaseException:
+            made.plan.abandon()
+            raise
+        if made.tls is not None:
+            changed += [f"certificate {path}: new contents" for path in made.tls.renewed]
+        return made, changed
+
+    def _put_into_force(self, made: _Made, changed: list[str], wanted: list[tuple[Worker, int]]) -> None:
+        before, self._made = self._made, made
+        plan, made.plan = made.plan, Plan()
+        if made.config.log != before.config.log:
+            self.log = self._relog(made.config.log)
+        order = {
+            "word": "apply",
+            "config": base64.b64encode(pickle.dumps(made.config)).decode("ascii"),
+            "doors": [[door.place.kind, str(door.place.endpoint)] for door in plan.opened],
+        }
+        descriptors = [door.socket.fileno() for door in plan.opened]
+        self._let_go()
+        serving = [worker for worker in self.workers if worker.state in SERVING and not worker.deaf]
+        self._apply = Apply(wanted, changed, set(serving), time.monotonic() + APPLY_SECONDS)
+        self._doors.keep(plan)
+        for worker in serving:
+            if not worker.channel.put(order, descriptors):
+                self._applied(worker, "it hangs")
+        # Workers take what waits in a queue before they close a socket, so theirs must be the last copies.
+        for door in plan.leaving:
+            door.socket.close()
+        self._look_at_files = 0.0
+        self._count("reloads", result="ok")
+        self.log.info("configuration reloaded", changed=changed)
+        self._tell(plan)
+        self._finish_apply()
+
+    def _applied(self, worker: Worker, error: str) -> None:
+        """Note that a worker has put the configuration into force, or replace it because it could not."""
+        if self._apply is None or worker not in self._apply.waiting:
+            return
+        self._apply.waiting.discard(worker)
+        if error:
+            self.log.error("a worker is replaced: it cannot reload", worker=worker.slot, pid=worker.pid, error=error)
+            self._leave(worker)
+        self._finish_apply()
+
+    def _finish_apply(self) -> None:
+        if self._apply is not None and not self._apply.waiting:
+            done, self._apply = self._apply, None
+            self._tell_wanted(done.wanted, changed=done.changed, warnings=list(self.config.warnings))
+
+    # ---------------------------------------------------------------- telling
+
+    def _tell(self, plan: Plan) -> None:
+        for event, facts in told(plan):
+            self.log.info(event, **facts)
+        for warning in self.config.warnings:
+            self.log.warning("configuration", warning=warning)
+        self._warn_of_expiry()
+
+    def _warn_of_expiry(self) -> None:
+        if self._made.tls is not None:
+            warn_of_expiry(self._made.tls, self.log)
+
+    def _told_of_files(self, problems: list[str]) -> None:
+        for problem in problems:
+            self._count("certificate_reload_failures")
+            self.log.error("a replaced certificate is unusable, the old one stays in force", problem=problem)
+        if not problems:
+            self.log.info("certificates are up to date")
+        self._warn_of_expiry()
+
+
+def _name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        # Real-time signals have no names.
+        return str(number)
+
+
+@contextlib.contextmanager
+def refusing(path: str, logger: Logger) -> Iterator[None]:
+    """Make whatever goes wrong a reason to refuse a configuration: running sessions must not suffer from it."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (MailgateError, OSError) as error:
+        raise ConfigError([ConfigProblem(path, "", f"cannot be used: {error}")]) from error
+    except Exception as error:
+        logger.error("reload failed", exc_info=error)
+        problem = ConfigProblem(path, "", "met an error of mailgate's own; its traceback is in the log")
+        raise ConfigError([problem]) from error
+
+
+def warn_of_expiry(tls: ServerTls, logger: Logger) -> None:
+    """Warn of certificates that end soon."""
+    for path, end in tls.expiry().items():
+        if end - datetime.now(UTC) < EXPIRY_WARNING:
+            logger.warning("a certificate ends soon", path=path, not_after=end.isoformat())
+
+
+def allow_files(sessions: int, logger: Logger, workers: Collection[int] = ()) -> None:
+    """Raise the limit on open files to what so many sessions need, as far as this process may.
+
+    Workers inherit it; those that run already are named by their ``workers`` pids.
+    """
+    needed = 2 * sessions + SPARE_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+        for pid in workers:
+            with contextlib.suppress(ProcessLookupError):
+                resource.prlimit(pid, resource.RLIMIT_NOFILE, (allowed, hard))
+    if allowed < needed:
+        logger.warning("too few open files", allowed=allowed, needed=needed, sessions=sessions)
