@@ -94,7 +94,8 @@ class Gateway:
         self._leaving = False
         self._protocols: dict[str, Protocol] = {}
         self.sessions: dict[str, Session] = {}
-        self.metrics = Metrics(self.sessions, self._protocols, self._expiry)
+        shared = () if heritage is None else (heritage.cells, heritage.slot)
+        self.metrics = Metrics(self._protocols, self._expiry, *shared)
         self.tracer = Tracer(config.trace.directory, trio.current_time, self._audit)
         self._session_log = log.SessionLog(logger)
         self.emit: events.Emit = events.fan_out(
@@ -287,11 +288,11 @@ class Gateway:
             try:
                 changed = await self._reload(self._load)
             except ConfigError as error:
-                self.metrics.reloads.labels("refused").inc()
+                self.metrics.reloads.inc("refused")
                 for problem in error.problems:
                     self.log.error("reload refused, the old configuration stays in force", problem=str(problem))
                 raise
-            self.metrics.reloads.labels("ok").inc()
+            self.metrics.reloads.inc("ok")
             self.log.info("configuration reloaded", changed=changed)
             self._tell_warnings()
             return {"changed": changed, "warnings": list(self.config.warnings)}
@@ -339,7 +340,7 @@ class Gateway:
 
     async def _obey(self, bus: WorkerBus) -> None:
         """Do what the supervisor says until it is gone; then drain and end, since nobody would replace this worker."""
-        bus.orders |= {"signal": self._take_signal, "apply": self._apply, "count": self._count}
+        bus.orders |= {"signal": self._take_signal, "apply": self._apply}
         bus.tell("ready")
         await bus.run()
         self.log.error("the supervisor is gone, this worker ends too", sessions=len(self.sessions))
@@ -347,16 +348,6 @@ class Gateway:
 
     async def _take_signal(self, order: Message, descriptors: Sequence[int]) -> None:
         await self._hand_on.send(int(order["number"]))
-
-    async def _count(self, order: Message, descriptors: Sequence[int]) -> None:
-        """Count for the supervisor, which nobody scrapes."""
-        await trio.lowlevel.checkpoint()
-        counters = {
-            "reloads": self.metrics.reloads,
-            "certificate_reload_failures": self.metrics.reload_failures,
-        }
-        counter, labels = counters[order["name"]], order["labels"]
-        (counter.labels(**labels) if labels else counter).inc()
 
     async def _apply(self, order: Message, descriptors: Sequence[int]) -> None:
         """Put a configuration into force that the supervisor has accepted; its sockets come with it."""

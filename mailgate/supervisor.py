@@ -35,6 +35,8 @@ from mailgate.errors import ConfigError, ConfigProblem, MailgateError
 from mailgate.events import Emit, Event
 from mailgate.generation import server_tls
 from mailgate.net.tls import ServerTls
+from mailgate.observe.cells import SharedCells
+from mailgate.observe.metrics import SupervisorMetrics
 from mailgate.upstream.pool import Upstreams
 from mailgate.workers.packets import Channel, Message, channels
 from mailgate.workers.restarts import Restarts
@@ -89,7 +91,10 @@ class Ear:
 
 @dataclass(frozen=True, slots=True)
 class Heritage:
-    """What a worker has from the supervisor; ``slot`` is its number, which no other living worker has."""
+    """What a worker has from the supervisor; ``slot`` is its number, which no other living worker has.
+
+    ``cells`` is what all of them count into, each in the part of its slot.
+    """
 
     slot: int
     doors: list[Door]
@@ -97,6 +102,7 @@ class Heritage:
     upstreams: Upstreams
     ear: Ear
     channel: Channel
+    cells: SharedCells
 
     def named(self, logger: Logger, config: Config) -> Logger:
         """Return a logger whose lines say which worker they are of, where there is more than one."""
@@ -178,6 +184,8 @@ class Supervisor:
         self._stop_by = 0.0
         self._loading = False
         self.slots = max(SLOTS, 2 * config.workers)
+        self._cells = SharedCells(self.slots)
+        self._metrics = SupervisorMetrics(self._cells)
         self._look_at_files = 0.0
 
     @property
@@ -403,7 +411,7 @@ class Supervisor:
             gc.freeze()
             doors = [Door(door.place, door.socket) for door in self._doors.open]
             made = self._made
-            heritage = Heritage(slot, doors, made.tls, made.upstreams, self._ear, channel)
+            heritage = Heritage(slot, doors, made.tls, made.upstreams, self._ear, channel, self._cells)
             logger = heritage.named(self.log, made.config)
             self._work(made.config, logger, heritage)
             status = 0
@@ -431,6 +439,7 @@ class Supervisor:
         self.workers.remove(worker)
         self._forget(worker)
         asked_to = worker.state in ("leaving", "ending")
+        self._metrics.exited(worker.slot, code, stopped=asked_to)
         if asked_to and code == 0:
             self.log.debug("a worker has ended", worker=worker.slot, pid=worker.pid)
             return
@@ -457,12 +466,6 @@ class Supervisor:
             self._apply.waiting.discard(worker)
             self._finish_apply()
         self._wanted = deque([(who, number) for who, number in some if who is not worker] for some in self._wanted)
-
-    def _count(self, name: str, **labels: str) -> None:
-        """Have a metric counted. A worker does it, since workers are what is scraped."""
-        for worker in sorted(self.workers, key=lambda one: one.slot):
-            if not worker.deaf and worker.channel.put({"word": "count", "name": name, "labels": labels}):
-                return
 
     # ---------------------------------------------------------------- what workers say
 
@@ -556,7 +559,7 @@ class Supervisor:
         except _Interrupted:
             self._tell_wanted(wanted, error="the gateway is shutting down")
         except ConfigError as error:
-            self._count("reloads", result="refused")
+            self._metrics.reloads.inc("refused")
             for problem in error.problems:
                 self.log.error("reload refused, the old configuration stays in force", problem=str(problem))
             problems = [[one.path, one.value, one.message] for one in error.problems]
@@ -615,7 +618,7 @@ class Supervisor:
         for door in plan.leaving:
             door.socket.close()
         self._look_at_files = 0.0
-        self._count("reloads", result="ok")
+        self._metrics.reloads.inc("ok")
         self.log.info("configuration reloaded", changed=changed)
         self._tell(plan)
         self._finish_apply()
@@ -650,7 +653,7 @@ class Supervisor:
 
     def _told_of_files(self, problems: list[str]) -> None:
         for problem in problems:
-            self._count("certificate_reload_failures")
+            self._metrics.reload_failures.inc()
             self.log.error("a replaced certificate is unusable, the old one stays in force", problem=problem)
         if not problems:
             self.log.info("certificates are up to date")

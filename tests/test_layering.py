@@ -63,7 +63,7 @@ def test_a_module_imports_only_what_its_room_may(room: str, path: Path) -> None:
 
 def test_only_one_module_knows_the_metrics_library() -> None:
     found = {path.name for _, path in modules() if any(name.startswith("prometheus_client.") for name in imports(path))}
-    assert found == {"metrics.py"}
+    assert found == {"exposition.py"}
 
 
 def test_every_room_is_in_the_document() -> None:

@@ -1,4 +1,4 @@
-"""Prometheus metrics, made from events alone. The only module that imports prometheus_client.
+"""Metrics, made from events alone.
 
 Labels come from closed sets: the configuration's names, known verbs, enumerations. Nothing that a
 client chooses is ever a label, since each new value would cost memory for good.
@@ -6,219 +6,263 @@ client chooses is ever a label, since each new value would cost memory for good.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
-from datetime import datetime
-from typing import Final, TypeVar
+import signal
+import time
+import typing
+from bisect import bisect_left
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Any, Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, disable_created_metrics
-from prometheus_client.exposition import choose_encoder
-from prometheus_client.metrics_core import GaugeMetricFamily, Metric
-from prometheus_client.platform_collector import PlatformCollector
-from prometheus_client.process_collector import ProcessCollector
-from prometheus_client.registry import Collector
-
-import mailgate
 from mailgate import events
-from mailgate.model import Protocol, Session, State
+from mailgate.model import Protocol, State
+from mailgate.observe import families
+from mailgate.observe.cells import Cells, SharedCells
+from mailgate.observe.exposition import Expiry, Exposition
+from mailgate.observe.families import SECONDS, Family
 
-SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
-"""From a lone command on the same machine to a search through a huge mailbox."""
-
-Expiry = Callable[[], Mapping[str, datetime]]
-
-_Labelled = TypeVar("_Labelled", Counter, Histogram)
+_SUM: Final = len(SECONDS) + 1
+"""The cell of a row of ``SECONDS`` that holds the sum; the buckets are before it."""
 
 
-class _Sampled(Collector):
-    """Values that are looked up when a scrape asks for them."""
+class Finished(typing.Protocol):
+    """A command that was answered; the relay cores' notes are such, and ``CommandFinished`` is one."""
 
-    def __init__(self, sessions: Mapping[str, Session], listeners: Mapping[str, Protocol], expiry: Expiry) -> None:
-        self._sessions = sessions
-        self._listeners = listeners
-        self._expiry = expiry
+    @property
+    def verb(self) -> str:
+        """A known verb in upper case or ``other``."""
 
-    def collect(self) -> Iterator[Metric]:
-        """Count the open sessions, and read when certificates end."""
-        counts = {
-            (protocol.value, name, state.value): 0 for name, protocol in self._listeners.items() for state in State
-        }
-        for session in self._sessions.values():
-            key = session.protocol.value, session.listener, session.state.value
-            counts[key] = counts.get(key, 0) + 1
-        open_now = GaugeMetricFamily(
-            "mailgate_sessions_open", "Sessions that are open now.", labels=("protocol", "listener", "state")
-        )
-        for labels, count in counts.items():
-            open_now.add_metric(labels, count)
-        yield open_now
-        ends = GaugeMetricFamily(
-            "mailgate_certificate_expiry_timestamp_seconds",
-            "When a certificate that is in force ends, in seconds since 1970.",
-            labels=("path",),
-        )
-        for path, end in self._expiry().items():
-            ends.add_metric((path,), end.timestamp())
-        yield ends
+    @property
+    def result(self) -> str:
+        """``ok``, ``no``, ``bad``, ``err`` or ``refused``."""
+
+    @property
+    def seconds(self) -> float:
+        """From the command's first line to its completion."""
+
+
+class Rows(dict[tuple[str, ...], "memoryview[float]"]):
+    """The rows of one family by their labels; one that is looked up and is not there is made."""
+
+    def __init__(self, cells: Cells, family: Family) -> None:
+        super().__init__()
+        self._cells = cells
+        self._family = family
+        if not family.labels:
+            # A series that exists from the start shows its first increase.
+            self[()]
+
+    def __missing__(self, labels: tuple[str, ...]) -> memoryview[float]:
+        family = self._family
+        if len(labels) != len(family.labels):
+            raise ValueError(f"{family.name} has the labels {family.labels}")
+        row = self[labels] = self._cells.row(family.name, tuple(map(str, labels)), family.width)
+        return row
+
+    def inc(self, *labels: str) -> None:
+        """Count one more."""
+        self[labels][0] += 1.0
 
 
 class Metrics:
     """An observer of events that keeps the numbers; ``registry`` is what a scrape shows.
 
-    ``sessions`` is the live table of open sessions, ``listeners`` the configured ones with their
-    protocols, ``expiry`` tells when certificates end.
+    ``listeners`` are the configured ones with their protocols, ``expiry`` tells when certificates end. Numbers
+    are kept in the part of ``worker`` of cells that all workers share; without them in ones of its own.
     """
 
     def __init__(
         self,
-        sessions: Mapping[str, Session],
         listeners: Mapping[str, Protocol],
         expiry: Expiry,
-        registry: CollectorRegistry | None = None,
+        shared: SharedCells | None = None,
+        worker: int = 0,
     ) -> None:
-        # Every counter would be sent a second time, with the moment at which it began.
-        disable_created_metrics()  # type: ignore[no-untyped-call]
-        self.registry = registry = registry or CollectorRegistry()
-        registry.register(_Sampled(sessions, listeners, expiry))
-        ProcessCollector(registry=registry)
-        PlatformCollector(registry=registry)
-        Info("mailgate_build", "The version that runs.", registry=registry).info({"version": mailgate.__version__})
+        shared = shared or SharedCells()
+        cells = shared.worker(worker)
+        # What a predecessor in this part said of itself has ended with it.
+        cells.clear(families.NOW)
+        self._exposition = Exposition(shared, listeners, expiry)
+        self.registry = self._exposition.registry
 
-        def counter(name: str, text: str, *labels: str) -> Counter:
-            return Counter(f"mailgate_{name}", text, labels, registry=registry)
+        def rows(family: Family) -> Rows:
+            return Rows(cells, family)
 
-        def histogram(name: str, text: str, *labels: str) -> Histogram:
-            return Histogram(f"mailgate_{name}", text, labels, buckets=SECONDS, registry=registry)
-
-        self.started = counter("sessions_started", "Connections that were let in.", "protocol", "listener")
-        self.ended = counter(
-            "sessions_ended",
-            "Sessions that are over, by who ended them.",
-            "protocol",
-            "listener",
-            "side",
-            "reason",
-        )
-        self.duration = Histogram(
-            "mailgate_session_duration_seconds",
-            "How long sessions lasted that had logged in.",
-            ("protocol",),
-            buckets=(1, 5, 15, 60, 300, 900, 1800, 3600, 14400, 86400),
-            registry=registry,
-        )
-        self.logins = counter(
-            "logins", "Logins, by result and the reason of a failure.", "protocol", "result", "reason"
-        )
-        self.login_seconds = histogram(
-            "login_duration_seconds",
-            "From the client's complete login to the upstream's acceptance.",
-            "protocol",
-        )
-        self.commands = counter("commands", "Commands after login.", "protocol", "verb", "result")
-        self.command_seconds = histogram("command_duration_seconds", "How long commands took.", "protocol", "verb")
-        self.connects = counter("upstream_connects", "Upstreams reached and greeted.", "pool", "server")
-        self.connect_seconds = histogram(
-            "upstream_connect_duration_seconds",
-            "How long reaching an upstream took, its greeting included.",
-            "pool",
-        )
-        self.failures = counter("upstream_failures", "Upstream failures, by kind.", "pool", "server", "failure")
-        self.reachable = Gauge(
-            "mailgate_upstream_reachable",
-            "1 if the server could be reached when last tried.",
-            ("pool", "server"),
-            registry=registry,
-        )
-        self.received = counter("client_received_bytes", "Bytes of the mail protocol from clients.", "protocol")
-        self.sent = counter("client_sent_bytes", "Bytes of the mail protocol to clients.", "protocol")
-        self.handshakes = counter("tls_handshakes", "TLS handshakes with clients.", "listener", "version", "resumed")
-        self.handshake_failures = counter(
-            "tls_handshake_failures", "TLS handshakes with clients that failed.", "listener", "reason"
-        )
-        self.handshake_seconds = histogram("tls_handshake_duration_seconds", "How long they took.", "listener")
-        self.limits = counter("limits_struck", "Times that a limit delayed or refused something.", "rule", "action")
-        self.crashes = counter("session_crashes", "Sessions that ended by an error of the gateway's own.", "protocol")
-        self.accept_pauses = counter("accept_pauses", "Times that accepting rested: files or memory ran out.")
-        self.observer_errors = counter("observer_errors", "Errors in what watches sessions, mail unharmed.")
-        self.reload_failures = counter("certificate_reload_failures", "Replaced certificates that were unusable.")
-        self.reloads = counter("reloads", "Reloads of the configuration: ok, or refused because it was bad.", "result")
-        self._children: dict[tuple[Counter | Histogram, tuple[str, ...]], Counter | Histogram] = {}
-        self._commands: dict[tuple[Protocol, str, str], tuple[Counter, Histogram]] = {}
+        self.accept_pauses = rows(families.ACCEPT_PAUSES)
+        self.observer_errors = rows(families.OBSERVER_ERRORS)
+        self.reload_failures = rows(families.RELOAD_FAILURES)
+        self.reloads = rows(families.RELOADS)
+        self._open = rows(families.OPEN)
+        self._started = rows(families.STARTED)
+        self._ended = rows(families.ENDED)
+        self._duration = rows(families.DURATION)
+        self._logins = rows(families.LOGINS)
+        self._login_seconds = rows(families.LOGIN_SECONDS)
+        self._timed = rows(families.TIMED)
+        self._connects = rows(families.CONNECTS)
+        self._connect_seconds = rows(families.CONNECT_SECONDS)
+        self._failures = rows(families.FAILURES)
+        # Each holds the moment of the last try, negative when it failed: the latest of all workers' is shown.
+        self._reachable = rows(families.REACHABLE)
+        self._received = rows(families.RECEIVED)
+        self._sent = rows(families.SENT)
+        self._handshakes = rows(families.HANDSHAKES)
+        self._handshake_failures = rows(families.HANDSHAKE_FAILURES)
+        self._handshake_seconds = rows(families.HANDSHAKE_SECONDS)
+        self._limits = rows(families.LIMITS)
+        self._crashes = rows(families.CRASHES)
         for protocol in Protocol:
-            # A series that exists from the start shows its first increase.
-            self.received.labels(protocol.value)
-            self.sent.labels(protocol.value)
+            # These as well exist from the start.
+            self._received[(protocol,)]
+            self._sent[(protocol,)]
+        self._counts: dict[type[events.Event], Callable[[Any], None]] = {
+            events.CommandFinished: self._command_finished,
+            events.BytesRelayed: self._bytes_relayed,
+            events.SessionOpened: self._session_opened,
+            events.TlsFinished: self._tls_finished,
+            events.TlsFailed: self._tls_failed,
+            events.LoginRefused: self._login_refused,
+            events.SessionEstablished: self._session_established,
+            events.UpstreamConnected: self._upstream_connected,
+            events.UpstreamRefused: self._upstream_refused,
+            events.LimitStruck: self._limit_struck,
+            events.SessionClosed: self._session_closed,
+            events.CrashedSession: self._crashed_session,
+        }
 
     def __call__(self, event: events.Event) -> None:
         """Count an event."""
-        protocol = event.session.protocol
-        of = self._child
-        match event:
-            case events.CommandFinished(verb=verb, result=result, seconds=seconds):
-                # The most frequent event by far: one look-up for both.
-                pair = self._commands.get((protocol, verb, result))
-                if pair is None:
-                    pair = of(self.commands, protocol, verb, result), of(self.command_seconds, protocol, verb)
-                    self._commands[protocol, verb, result] = pair
-                pair[0].inc()
-                pair[1].observe(seconds)
-            case events.BytesRelayed(received=received, sent=sent):
-                of(self.received, protocol).inc(received)
-                of(self.sent, protocol).inc(sent)
-            case events.SessionOpened():
-                of(self.started, protocol, event.session.listener).inc()
-            case events.TlsFinished(seconds=seconds):
-                tls = event.session.tls
-                if tls is not None:
-                    resumed = "yes" if tls.resumed else "no"
-                    of(self.handshakes, event.session.listener, tls.version, resumed).inc()
-                of(self.handshake_seconds, event.session.listener).observe(seconds)
-            case events.TlsFailed(reason=reason):
-                of(self.handshake_failures, event.session.listener, reason).inc()
-            case events.LoginRefused(reason=reason):
-                of(self.logins, protocol, "failed", reason).inc()
-            case events.SessionEstablished(seconds=seconds):
-                of(self.logins, protocol, "ok", "").inc()
-                of(self.login_seconds, protocol).observe(seconds)
-            case events.UpstreamConnected(pool=pool, server=server, seconds=seconds):
-                of(self.connects, pool, server).inc()
-                of(self.connect_seconds, pool).observe(seconds)
-                self.reachable.labels(pool, server).set(1)
-            case events.UpstreamRefused(pool=pool, server=server, failure=failure, reached=reached):
-                of(self.failures, pool, server, failure).inc()
-                self.reachable.labels(pool, server).set(reached)
-            case events.LimitStruck(rule=rule, action=action):
-                of(self.limits, rule, action).inc()
-            case events.SessionClosed(side=side, reason=reason, seconds=seconds):
-                of(self.ended, protocol, event.session.listener, side, reason).inc()
-                if event.session.state is State.RELAY:
-                    of(self.duration, protocol).observe(seconds)
-            case events.CrashedSession():
-                of(self.crashes, protocol).inc()
+        # A table instead of a match: that would ask for each class in turn whether the event is one of it.
+        self._counts[type(event)](event)
 
-    def scrape(self, accept: str) -> tuple[bytes, str]:
-        """Return the numbers in the format that an ``Accept`` header asks for, and its content type."""
-        encode, content_type = choose_encoder(accept)
-        return encode(self.registry), content_type
+    def commands(self, protocol: Protocol, finished: Iterable[Finished]) -> None:
+        """Count commands as their ``CommandFinished`` would: such an event costs more to make than to count."""
+        rows = self._timed
+        for done in finished:
+            row = rows[protocol, done.verb, done.result]
+            seconds = done.seconds
+            row[bisect_left(SECONDS, seconds)] += 1.0
+            row[_SUM] += seconds
+
+    def scrape(self, accept: str) -> tuple[Iterator[bytes], str]:
+        """Return the numbers, in pieces, in the format that an ``Accept`` header asks for, and its content type."""
+        return self._exposition.pieces(accept)
 
     def probed(self, pool: str, server: str, reachable: bool) -> None:
         """Note whether a server answered when it was asked what it can."""
-        self.reachable.labels(pool, server).set(reachable)
+        self._reachable[pool, server][0] = time.monotonic() if reachable else -time.monotonic()
 
     def forget(self, pool: str, server: str) -> None:
         """Show no more whether a server can be reached that is not in the configuration; counters stay."""
-        self.reachable.remove(pool, server)
+        self._reachable[pool, server][0] = 0.0
 
     def keep_servers(self, servers: Collection[tuple[str, str]]) -> None:
         """Forget all but these servers of pools."""
-        for sample in next(iter(self.reachable.collect())).samples:
-            pool, server = sample.labels["pool"], sample.labels["server"]
-            if (pool, server) not in servers:
-                self.forget(pool, server)
+        for labels, row in self._reachable.items():
+            if labels not in servers:
+                row[0] = 0.0
 
-    def _child(self, metric: _Labelled, *labels: str) -> _Labelled:
-        """Return a metric's child: to look it up here costs half of what the library's lock and checks do."""
-        key = metric, labels
-        child = self._children.get(key)
-        if child is None:
-            child = self._children[key] = metric.labels(*labels)
-        return child  # type: ignore[return-value]
+    # ---------------------------------------------------------------- events
+
+    def _command_finished(self, event: events.CommandFinished) -> None:
+        row = self._timed[event.session.protocol, event.verb, event.result]
+        seconds = event.seconds
+        row[bisect_left(SECONDS, seconds)] += 1.0
+        row[_SUM] += seconds
+
+    def _bytes_relayed(self, event: events.BytesRelayed) -> None:
+        labels = (event.session.protocol,)
+        self._received[labels][0] += event.received
+        self._sent[labels][0] += event.sent
+
+    def _session_opened(self, event: events.SessionOpened) -> None:
+        session = event.session
+        self._started[session.protocol, session.listener][0] += 1.0
+        self._open[session.protocol, session.listener, session.state][0] += 1.0
+
+    def _tls_finished(self, event: events.TlsFinished) -> None:
+        session = event.session
+        listener = session.listener
+        tls = session.tls
+        if tls is not None:
+            self._handshakes[listener, tls.version, "yes" if tls.resumed else "no"][0] += 1.0
+        _observe(self._handshake_seconds[(listener,)], event.seconds)
+        if session.state is State.HANDSHAKE:
+            # The dialogue begins, and changes the state itself; after STARTTLS it goes on.
+            self._open[session.protocol, listener, State.HANDSHAKE][0] -= 1.0
+            self._open[session.protocol, listener, State.LOGIN][0] += 1.0
+
+    def _tls_failed(self, event: events.TlsFailed) -> None:
+        self._handshake_failures[event.session.listener, event.reason][0] += 1.0
+
+    def _login_refused(self, event: events.LoginRefused) -> None:
+        self._logins[event.session.protocol, "failed", event.reason][0] += 1.0
+
+    def _session_established(self, event: events.SessionEstablished) -> None:
+        session = event.session
+        protocol, listener = session.protocol, session.listener
+        self._logins[protocol, "ok", ""][0] += 1.0
+        _observe(self._login_seconds[(protocol,)], event.seconds)
+        self._open[protocol, listener, State.LOGIN][0] -= 1.0
+        self._open[protocol, listener, State.RELAY][0] += 1.0
+
+    def _upstream_connected(self, event: events.UpstreamConnected) -> None:
+        server = event.pool, event.server
+        self._connects[server][0] += 1.0
+        _observe(self._connect_seconds[(event.pool,)], event.seconds)
+        self._reachable[server][0] = time.monotonic()
+
+    def _upstream_refused(self, event: events.UpstreamRefused) -> None:
+        self._failures[event.pool, event.server, event.failure][0] += 1.0
+        self.probed(event.pool, event.server, event.reached)
+
+    def _limit_struck(self, event: events.LimitStruck) -> None:
+        self._limits[event.rule, event.action][0] += 1.0
+
+    def _session_closed(self, event: events.SessionClosed) -> None:
+        session = event.session
+        protocol, listener, state = session.protocol, session.listener, session.state
+        self._ended[protocol, listener, event.side, event.reason][0] += 1.0
+        self._open[protocol, listener, state][0] -= 1.0
+        if state is State.RELAY:
+            row = self._duration[(protocol,)]
+            row[bisect_left(families.LONG, event.seconds)] += 1.0
+            row[-1] += event.seconds
+
+    def _crashed_session(self, event: events.CrashedSession) -> None:
+        self._crashes[(event.session.protocol,)][0] += 1.0
+
+
+def _observe(row: memoryview[float], seconds: float) -> None:
+    row[bisect_left(SECONDS, seconds)] += 1.0
+    row[_SUM] += seconds
+
+
+class SupervisorMetrics:
+    """The numbers that a supervisor keeps; it has no HTTP, and the workers show them with theirs."""
+
+    def __init__(self, shared: SharedCells) -> None:
+        self._shared = shared
+        cells = shared.supervisor()
+        self._exits = Rows(cells, families.WORKER_EXITS)
+        self.reload_failures = Rows(cells, families.RELOAD_FAILURES)
+        self.reloads = Rows(cells, families.RELOADS)
+
+    def exited(self, worker: int, status: int, *, stopped: bool) -> None:
+        """Note that a worker's process has ended; to be called before another takes its place.
+
+        ``status`` is what ``os.waitstatus_to_exitcode`` returns, ``stopped`` says that it was told to end.
+        """
+        self._shared.left(worker, families.NOW)
+        self._exits.inc(_how(status, stopped))
+
+
+def _how(status: int, stopped: bool) -> str:
+    """Return in a word how a process ended."""
+    if stopped and status in (0, -signal.SIGTERM, -signal.SIGINT):
+        return "stopped"
+    if status >= 0:
+        return f"status {status}"
+    try:
+        return signal.Signals(-status).name
+    except ValueError:
+        return f"signal {-status}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import trio
@@ -19,8 +19,8 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-Scrape = Callable[[str], tuple[bytes, str]]
-"""Given an Accept header, returns the metrics and their content type."""
+Scrape = Callable[[str], tuple[Iterator[bytes], str]]
+"""Given an Accept header, returns the metrics, in pieces that take some time each, and their content type."""
 
 Ready = Callable[[], list[str]]
 """Returns what keeps the gateway from serving; empty when it is ready."""
@@ -33,8 +33,13 @@ def metrics_app(scrape: Scrape, ready: Ready) -> Starlette:
     """Return the application behind ``/metrics``, ``/healthz`` and ``/readyz``."""
 
     async def metrics(request: Request) -> Response:
-        body, content_type = scrape(request.headers.get("accept", ""))
-        return Response(body, media_type=None, headers={"content-type": content_type})
+        pieces, content_type = scrape(request.headers.get("accept", ""))
+        text = []
+        for piece in pieces:
+            text.append(piece)
+            # Mail must not wait for the whole.
+            await trio.lowlevel.checkpoint()
+        return Response(b"".join(text), media_type=None, headers={"content-type": content_type})
 
     async def health(request: Request) -> Response:
         return PlainTextResponse("ok\n")

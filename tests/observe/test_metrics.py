@@ -6,21 +6,25 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry, Counter, Histogram
 
 import mailgate
 from mailgate import events
 from mailgate.model import Failure, Peer, Protocol, Session, Side, State, TlsInfo
+from mailgate.observe.families import SECONDS
 from mailgate.observe.metrics import Metrics
+from mailgate.wire.relay import Finished
 
 IMAPS = {"protocol": "imap", "listener": "imaps"}
 
 
 class World:
     def __init__(self) -> None:
-        self.sessions: dict[str, Session] = {}
         self.ends: dict[str, datetime] = {}
         listeners = {"imaps": Protocol.IMAP, "pop3s": Protocol.POP3}
-        self.metrics = Metrics(self.sessions, listeners, lambda: self.ends)
+        self.metrics = Metrics(listeners, lambda: self.ends)
 
     def value(self, name: str, **labels: str) -> float | None:
         return self.metrics.registry.get_sample_value(f"mailgate_{name}", labels)
@@ -165,6 +169,53 @@ def test_counts_add_up(world: World) -> None:
     assert world.value("command_duration_seconds_sum", protocol="imap", verb="NOOP") == 3.0
 
 
+def test_commands_in_bulk_count_like_their_events(world: World) -> None:
+    finished = [Finished("NOOP", "ok", 0.5), Finished("NOOP", "ok", 0.001), Finished("FETCH", "no", 100)]
+    world.metrics.commands(Protocol.IMAP, finished)
+    told = World()
+    for done in finished:
+        told.metrics(events.CommandFinished(a_session(), done.verb, done.result, done.seconds))
+    assert world.samples() == told.samples()
+    assert world.value("commands_total", protocol="imap", verb="NOOP", result="ok") == 2
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(Protocol),
+            st.sampled_from(["NOOP", "UID FETCH", "other"]),
+            st.sampled_from(["ok", "no", "refused"]),
+            st.one_of(st.sampled_from(SECONDS), st.floats(0, 100)),
+        ),
+        max_size=30,
+    )
+)
+def test_commands_are_counted_as_the_library_would(told: list[tuple[Protocol, str, str, float]]) -> None:
+    world = World()
+    registry = CollectorRegistry()
+    count = Counter("mailgate_commands", "x", ("protocol", "verb", "result"), registry=registry)
+    seconds_of = Histogram(
+        "mailgate_command_duration_seconds", "x", ("protocol", "verb"), buckets=SECONDS, registry=registry
+    )
+    for protocol, verb, result, seconds in told:
+        session = Session("x", protocol, "x", Peer("unix", 0), 0.0)
+        world.metrics(events.CommandFinished(session, verb, result, seconds))
+        count.labels(protocol, verb, result).inc()
+        seconds_of.labels(protocol, verb).observe(seconds)
+    expected = {
+        (sample.name, tuple(sorted(sample.labels.items()))): pytest.approx(sample.value)
+        for family in registry.collect()
+        for sample in family.samples
+        if not sample.name.endswith("_created")
+    }
+    assert expected == {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in world.metrics.registry.collect()
+        for sample in family.samples
+        if sample.name.startswith("mailgate_command")
+    }
+
+
 def test_nothing_that_a_client_chooses_is_a_label(world: World) -> None:
     """Sessions that differ in all that clients and upstreams say make the same series."""
 
@@ -177,7 +228,6 @@ def test_nothing_that_a_client_chooses_is_a_label(world: World) -> None:
             state=State.RELAY,
             server="imap1",
         )
-        fresh.sessions[text] = session
         for event in (
             events.SessionOpened(session),
             events.TlsFinished(session, 1),
@@ -194,15 +244,51 @@ def test_nothing_that_a_client_chooses_is_a_label(world: World) -> None:
     assert run("one") == run("two\n\x00")
 
 
-def test_open_sessions_are_counted_when_asked(world: World) -> None:
-    labels = {"protocol": "imap", "listener": "imaps", "state": "relay"}
-    assert world.value("sessions_open", **labels) == 0
+def open_sessions(world: World) -> dict[tuple[str, str], float]:
+    """Return how many sessions are open of each listener and state, without those that are 0."""
+    return {
+        (sample.labels["listener"], sample.labels["state"]): sample.value
+        for family in world.metrics.registry.collect()
+        if family.name == "mailgate_sessions_open"
+        for sample in family.samples
+        if sample.value
+    }
+
+
+@pytest.mark.parametrize("last", list(State))
+def test_an_open_session_is_shown_in_the_state_that_it_has(last: State, world: World) -> None:
+    session = a_session()
+    world.metrics(events.SessionOpened(session))
+    assert open_sessions(world) == {("imaps", "handshake"): 1}
+    if last is not State.HANDSHAKE:
+        world.metrics(events.TlsFinished(session, 0.1))
+        session.state = State.LOGIN
+        assert open_sessions(world) == {("imaps", "login"): 1}
+    if last is State.RELAY:
+        session.state = State.RELAY
+        world.metrics(events.SessionEstablished(session, 0.1))
+        assert open_sessions(world) == {("imaps", "relay"): 1}
+    world.metrics(events.SessionClosed(session, Side.CLIENT, "closed", 1))
+    assert open_sessions(world) == {}
+
+
+def test_a_session_that_begins_in_clear_stays_at_its_login_over_starttls(world: World) -> None:
+    session = a_session(state=State.LOGIN)
+    world.metrics(events.SessionOpened(session))
+    world.metrics(events.TlsFinished(session, 0.1))
+    assert open_sessions(world) == {("imaps", "login"): 1}
+
+
+def test_a_configured_listener_is_shown_without_sessions_and_another_with_them(world: World) -> None:
+    assert world.value("sessions_open", protocol="imap", listener="imaps", state="relay") == 0
     assert world.value("sessions_open", protocol="pop3", listener="pop3s", state="login") == 0
-    world.sessions["a"] = a_session(state=State.RELAY)
-    world.sessions["b"] = a_session(state=State.LOGIN)
+    session = a_session()
+    session.listener = "gone"
+    world.metrics(events.SessionOpened(session))
+    labels = {"protocol": "imap", "listener": "gone", "state": "handshake"}
     assert world.value("sessions_open", **labels) == 1
-    del world.sessions["a"]
-    assert world.value("sessions_open", **labels) == 0
+    world.metrics(events.SessionClosed(session, Side.CLIENT, "closed", 1))
+    assert world.value("sessions_open", **labels) is None
 
 
 def test_ends_of_certificates_are_read_when_asked(world: World) -> None:
@@ -215,6 +301,15 @@ def test_probes_say_who_is_there(world: World) -> None:
     for reachable in (True, False):
         world.metrics.probed("main", "imap1", reachable)
         assert world.value("upstream_reachable", pool="main", server="imap1") == float(reachable)
+
+
+def test_servers_that_are_gone_are_shown_no_more(world: World) -> None:
+    for server in ("imap1", "imap2", "imap3"):
+        world.metrics.probed("main", server, False)
+    world.metrics.keep_servers({("main", "imap2"), ("main", "imap3")})
+    world.metrics.forget("main", "imap3")
+    shown = [world.value("upstream_reachable", pool="main", server=f"imap{number}") for number in (1, 2, 3)]
+    assert shown == [None, 0, None]
 
 
 def test_byte_counters_exist_from_the_start(world: World) -> None:
@@ -232,7 +327,8 @@ def test_byte_counters_exist_from_the_start(world: World) -> None:
     ],
 )
 def test_a_scrape_in_the_format_that_was_asked_for(accept: str, content_type: str, last: bytes, world: World) -> None:
-    body, kind = world.metrics.scrape(accept)
+    pieces, kind = world.metrics.scrape(accept)
+    body = b"".join(pieces)
     assert kind.startswith(content_type)
     assert body.endswith(last)
     assert b"# HELP mailgate_sessions_open Sessions that are open now.\n" in body

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -19,7 +20,7 @@ from mailgate.web.http import HEAD_LIMIT, metrics_app, serve_http
 class World:
     def __init__(self) -> None:
         self.problems: list[str] = []
-        self.metrics = Metrics({}, {}, dict)
+        self.metrics = Metrics({}, dict)
         self.app = metrics_app(self.metrics.scrape, lambda: self.problems)
 
     async def ask(self, path: str, method: str = "GET", **headers: str) -> httpx.Response:
@@ -133,10 +134,10 @@ async def test_an_error_in_the_application_is_logged_and_the_next_request_served
 ) -> None:
     failures = [ZeroDivisionError("oops")]
 
-    def scrape(accept: str) -> tuple[bytes, str]:
+    def scrape(accept: str) -> tuple[Iterator[bytes], str]:
         if failures:
             raise failures.pop()
-        return b"fine\n", "text/plain"
+        return iter((b"fi", b"ne\n")), "text/plain"
 
     sock = open_socket(Endpoint("127.0.0.1", 0))
     url = f"http://127.0.0.1:{sock.getsockname()[1]}/metrics"
