@@ -35,6 +35,7 @@ from mailgate.observe import log
 from mailgate.observe.metrics import Metrics
 from mailgate.observe.trace import Tracer
 from mailgate.reception import Reception
+from mailgate.session.engine import Engine
 from mailgate.session.relay import Watch
 from mailgate.stream import SocketStream, burst_buffer
 from mailgate.supervisor import (
@@ -104,7 +105,9 @@ class Gateway:
         self.reception = Reception(self.emit, self.sessions)
         self.watch = Watch()
         self.doors = Doors()
-        self._lasting = Lasting(self.emit, self.watch, self.tracer, burst_buffer())
+        buffer = burst_buffer()
+        self.engine = Engine(buffer, self.watch)
+        self._lasting = Lasting(self.emit, self.watch, self.engine, self.tracer, buffer)
         if heritage is None:
             self.current = Generation(config, self._lasting, Upstreams(config, self._tell_of_upstream))
         else:
@@ -135,6 +138,7 @@ class Gateway:
             with self._signals() as signals:
                 async with trio.open_nursery() as services:
                     services.start_soon(self.watch.run)
+                    services.start_soon(self.engine.run)
                     async with trio.open_nursery() as sessions:
                         async with trio.open_nursery() as listeners:
                             self._house = House(services, sessions, listeners)

@@ -23,6 +23,7 @@ from mailgate.observe.trace import Tracer
 from mailgate.policy.gate import Gate, GateSettings
 from mailgate.routing.static import StaticRouter
 from mailgate.session.dialogue import Services, SignedIn
+from mailgate.session.engine import Engine
 from mailgate.session.relay import Trace, Watch
 from mailgate.stream import SocketStream
 from mailgate.upstream.pool import ProbeResult, Upstreams
@@ -38,6 +39,7 @@ class Lasting:
 
     emit: Emit
     watch: Watch
+    engine: Engine
     tracer: Tracer
     buffer: bytearray
 
@@ -79,6 +81,7 @@ class Generation:
             upstream_capabilities=lambda session: upstreams.known_capabilities(self._pools[session.listener]),
             emit=lasting.emit,
             watch=lasting.watch,
+            engine=lasting.engine,
             trace=self._trace,
             buffer=lasting.buffer,
             linger=LINGER_SECONDS,

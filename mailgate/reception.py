@@ -21,9 +21,14 @@ from mailgate.stream import SocketStream
 class Connection:
     """One client's connection, as sessions see it."""
 
-    def __init__(self, stream: SocketStream, session: Session, generation: Generation, listener: Listener) -> None:
+    __slots__ = ("_generation", "_listener", "_reception", "session", "stream")
+
+    def __init__(
+        self, reception: Reception, generation: Generation, listener: Listener, stream: SocketStream, session: Session
+    ) -> None:
         self.stream = stream
         self.session = session
+        self._reception = reception
         self._generation = generation
         self._listener = listener
 
@@ -43,12 +48,20 @@ class Connection:
             raise SessionOver(Side.CLIENT, "tls_handshake_not_finished") from None
         emit(events.TlsFinished(self.session, trio.current_time() - began))
 
+    def ended(self, end: End) -> None:
+        """Forget the session and tell of its end; once, whoever served it last."""
+        session = self.session
+        self._generation.gate.left(session.id)
+        del self._reception.sessions[session.id]
+        seconds = trio.current_time() - session.started
+        self._generation.services.emit(events.SessionClosed(session, end.side, end.reason, seconds))
+
 
 class Reception:
     """Serves connections; ``sessions`` is the table of the open ones, which it keeps.
 
-    ``scopes`` is what each session runs in; ``closing`` says that sessions that are cancelled are
-    because the gateway stops.
+    ``scopes`` is what each session runs in until its relay is taken over by the engine; ``closing`` says
+    that sessions that are cancelled are because the gateway stops.
     """
 
     def __init__(self, emit: events.Emit, sessions: dict[str, Session]) -> None:
@@ -73,12 +86,13 @@ class Reception:
             self.scopes[name].cancel()
         self.sessions[session.id] = session
         self._emit(events.SessionOpened(session))
-        end = End(Side.PROXY, "internal")
+        connection = Connection(self, generation, listener, stream, session)
+        end: End | None = End(Side.PROXY, "internal")
         farewell: Refusal | None = None
         try:
             with trio.CancelScope() as scope:
                 self.scopes[session.id] = scope
-                end = await self._session(generation, listener, stream, session)
+                end = await self._session(connection, listener, generation)
             if scope.cancelled_caught:
                 farewell = answers.SHUTTING_DOWN if self.closing else answers.PROCESS_FULL
                 end = End(Side.PROXY, farewell.reason)
@@ -90,17 +104,15 @@ class Reception:
             farewell = answers.INTERNAL
             self._emit(events.CrashedSession(session, error))
         finally:
-            generation.gate.left(session.id)
-            del self.scopes[session.id], self.sessions[session.id]
-            seconds = trio.current_time() - session.started
-            self._emit(events.SessionClosed(session, end.side, end.reason, seconds))
+            del self.scopes[session.id]
+            if end is not None:
+                connection.ended(end)
         if farewell is not None and session.state is State.LOGIN:
             # In the relay a line of our own could land inside a literal.
             await self._tell(listener, stream, farewell)
         await stream.aclose()
 
-    async def _session(self, generation: Generation, listener: Listener, stream: SocketStream, session: Session) -> End:
-        connection = Connection(stream, session, generation, listener)
+    async def _session(self, connection: Connection, listener: Listener, generation: Generation) -> End | None:
         if listener.tls == "implicit":
             try:
                 await connection.start_tls()

@@ -22,6 +22,8 @@ import trio
 
 from mailgate.model import TlsInfo
 
+Socket = socket.socket
+
 BURST: Final = 256 * 1024
 """Bytes that one ``receive`` takes at most. Larger bursts gain nothing measurable."""
 
@@ -293,12 +295,21 @@ class SocketStream:
             self.abort()
         await trio.lowlevel.checkpoint_if_cancelled()
 
+    def release(self) -> Socket:
+        """Hand the socket over to the caller, who owns it from now on; this stream is closed then."""
+        sock, self._sock = self._sock, _NO_SOCKET
+        return sock
+
     def abort(self) -> None:
         """Close at once, without a word to a TLS peer; does nothing the second time."""
         fd = self._sock.fileno()
         if fd >= 0:
             trio.lowlevel.notify_closing(fd)
             self._sock.close()
+
+
+_NO_SOCKET: Final = socket.socket()
+_NO_SOCKET.close()
 
 
 def _failure(error: OSError) -> Exception:

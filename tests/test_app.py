@@ -374,6 +374,7 @@ async def test_cancelling_the_gateway_closes_every_session() -> None:
         client = await gateway.connect()
         await client.logs_in()
         gateway.scope.cancel()
+        assert await client.hears() == "* BYE [UNAVAILABLE] The server is shutting down."
         assert await client.hears() == ""
         await gateway.stopped.wait()
         assert (await gateway.log("session"))["reason"] == "shutting_down"
@@ -474,7 +475,7 @@ async def test_accepting_that_rests_is_told() -> None:
 
 def test_a_listener_with_tls_needs_certificates() -> None:
     gateway = Gateway(one(NOBODY), log.configure("json", "error", io.StringIO()))
-    connection = Connection(None, None, gateway.current, gateway.config.listener[0])  # type: ignore[arg-type]
+    connection = Connection(None, gateway.current, gateway.config.listener[0], None, None)  # type: ignore[arg-type]
     with pytest.raises(RuntimeError, match="without"):
         trio.run(connection.start_tls)
 

@@ -68,61 +68,39 @@ class Exposition(Collector):
         self._cells = cells
         self._listeners = listeners
         self._expiry = expiry
-        self._platform = PlatformCollector(registry=None)
         self.registry = CollectorRegistry()
         self.registry.register(self)
+        PlatformCollector(registry=self.registry)
 
     def pieces(self, accept: str) -> tuple[Iterator[bytes], str]:
         """Return the text in the format that an ``Accept`` header asks for, in pieces, and its content type.
 
-        The whole takes milliseconds; between the pieces mail can go on. The library's objects for a piece are gone
-        before those for the next are made, so that they do not set off a collection of garbage.
+        The whole takes milliseconds; between the pieces mail can go on.
         """
         encode, content_type = choose_encoder(accept)
 
         def texts() -> Iterator[bytes]:
             end = b""
-            for metric, begins in self._parts():
-                text = encode(_One(metric))
-                if text.endswith(END):
-                    text, end = text[: -len(END)], END
-                # The library begins each with two lines of comment, which a family has once.
-                yield text if begins else text.split(b"\n", 2)[2]
+            for family in self.registry.collect():
+                samples = family.samples
+                for start in range(0, max(len(samples), 1), PIECE):
+                    family.samples = samples[start : start + PIECE]
+                    text = encode(_One(family))
+                    if text.endswith(END):
+                        text, end = text[: -len(END)], END
+                    # The library begins each with two lines of comment, which a family has once.
+                    yield text.split(b"\n", 2)[2] if start else text
             yield end
 
         return texts(), content_type
 
     def collect(self) -> Iterator[Metric]:
-        """Yield all families, each as a whole."""
-        found, workers = self._found()
-        for family in families.FAMILIES:
-            yield _shown(family, found.get(family.name, {}))
-        yield from self._others(workers)
-
-    def _parts(self) -> Iterator[tuple[Metric, bool]]:
-        """Yield all families in parts of some ``PIECE`` samples, and whether a part is its family's first."""
-        found, workers = self._found()
-        for family in families.FAMILIES:
-            rows = list(found.get(family.name, {}).items())
-            step = max(1, PIECE // family.width)
-            for start in range(0, max(1, len(rows)), step):
-                yield _shown(family, dict(rows[start : start + step])), start == 0
-        for metric in self._others(workers):
-            yield metric, True
-
-    def _others(self, workers: Mapping[str, int]) -> Iterator[Metric]:
-        """Yield what is not mailgate's own."""
-        yield from _processes(workers)
-        yield from self._platform.collect()
-
-    def _found(self) -> tuple[dict[str, Series], dict[str, int]]:
-        """Return the rows of all families, and the processes that there are now by their names."""
+        """Yield all families but those of the platform."""
+        parts = self._cells.read()
         found: dict[str, Series] = {}
         workers: dict[str, int] = {}
-        left_out = 0
-        for number, part in enumerate(self._cells.read()):
+        for number, part in enumerate(parts):
             worker = str(number) if number < self._cells.workers else "supervisor"
-            left_out += part.left_out
             if part.pid:
                 workers[worker] = part.pid
             for row in part.rows:
@@ -134,8 +112,10 @@ class Exposition(Collector):
                 elif row.family == families.LOGINS.name and row.labels[1] == "ok":
                     _count(found, families.WORKER_LOGINS, (worker,), row.values[0])
         self._derive(found, workers)
-        found[families.LEFT_OUT.name] = {(): [float(left_out)]}
-        return found, workers
+        found[families.LEFT_OUT.name] = {(): [float(sum(part.left_out for part in parts))]}
+        for family in families.FAMILIES:
+            yield _shown(family, found.get(family.name, {}))
+        yield from _processes(workers)
 
     def _derive(self, found: dict[str, Series], workers: Collection[str]) -> None:
         """Add what is made from other rows, or known without any."""

@@ -6,7 +6,9 @@ between, so a decision and its count are one step.
 
 from __future__ import annotations
 
+import functools
 import ipaddress
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from mailgate.model import ALLOW, Allow, Deny, Protocol, Verdict
@@ -64,6 +66,10 @@ class Gate:
         self._sessions: Concurrency = Concurrency() if earlier is None else earlier._sessions
         self._half_open: HalfOpen = HalfOpen() if earlier is None else earlier._half_open
         self._delay = FailureDelay(settings.failure_delay, settings.failure_delay_max)
+        self.deciders: dict[Protocol, Callable[[str], Verdict]] = {
+            protocol: functools.partial(self.command, protocol) for protocol in Protocol
+        }
+        """What to ask for a command of each protocol: made once, not once for each session."""
 
     @property
     def sessions(self) -> int:

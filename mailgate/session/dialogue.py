@@ -28,11 +28,11 @@ from mailgate.model import (
     Secret,
     Session,
     Side,
-    Verdict,
 )
 from mailgate.policy import answers
 from mailgate.policy.gate import Gate
-from mailgate.session.relay import Trace, Watch
+from mailgate.session.engine import Engine
+from mailgate.session.relay import End, Trace, Watch
 from mailgate.stream import ByteStream
 from mailgate.wire import sasl
 from mailgate.wire.framing import BadCommand, Limits, SaslLine
@@ -106,6 +106,10 @@ class Connection(Interface):
         """Do the TLS handshake; raises SessionOver when it fails."""
         ...
 
+    def ended(self, end: End) -> None:
+        """Hear how a session ended whose relay was taken over."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Services:
@@ -119,6 +123,7 @@ class Services:
     upstream_capabilities: Callable[[Session], list[frozenset[str]]]
     emit: Emit
     watch: Watch
+    engine: Engine
     trace: Callable[[Session], Trace | None]
     buffer: bytearray
     linger: float
@@ -165,8 +170,9 @@ class Dialogue(abc.ABC):
     def core(self, signed_in: SignedIn) -> RelayCore:
         """Return the relay core for the session that begins now."""
 
+    @staticmethod
     @abc.abstractmethod
-    def farewell(self, reason: str) -> bytes:
+    def farewell(reason: str) -> bytes:
         """Return the line that a client in the relay is told when the gateway ends its session."""
 
     @abc.abstractmethod
@@ -301,9 +307,6 @@ class Dialogue(abc.ABC):
                 raise sasl.SaslError("auth_aborted_by_client")
             step = exchange.step(response)
         return step
-
-    def _decide(self, verb: str) -> Verdict:
-        return self.services.gate.command(self.protocol, verb)
 
     async def count_bad(self) -> None:
         """Count a command that was not understood; ends the connection when there were too many."""

@@ -211,13 +211,14 @@ class ImapDialogue(Dialogue):
     def core(self, signed_in: SignedIn) -> ImapRelay:
         """Return the IMAP relay core."""
         return ImapRelay(
-            decide=self._decide,
+            decide=self.services.gate.deciders[self.protocol],
             visible=access.filter_capabilities,
             verbs=access.KNOWN_VERBS[Protocol.IMAP],
             capabilities=signed_in.capabilities,
         )
 
-    def farewell(self, reason: str) -> bytes:
+    @staticmethod
+    def farewell(reason: str) -> bytes:
         """Return ``* BYE`` and why."""
         return answers.imap_reply(answers.farewell_for(reason), None, "BYE")
 

@@ -200,12 +200,13 @@ class Pop3Dialogue(Dialogue):
     def core(self, signed_in: SignedIn) -> Pop3Relay:
         """Return the POP3 relay core."""
         return Pop3Relay(
-            decide=self._decide,
+            decide=self.services.gate.deciders[self.protocol],
             visible=access.filter_pop3_capabilities,
             verbs=access.KNOWN_VERBS[Protocol.POP3],
         )
 
-    def farewell(self, reason: str) -> bytes:
+    @staticmethod
+    def farewell(reason: str) -> bytes:
         """Return nothing: RFC 1939 §3 has the server close without a response."""
         return b""
 

@@ -1,16 +1,17 @@
-"""The stream shell of a relay core: two pumps over two streams, and no knowledge of any protocol.
+"""What a session is from its accepted login to its end, without any input or output.
 
-Each pump reads a burst into the one buffer that all sessions of a worker share, hands it to the
-core and sends what the core returns. The buffer may be reused because a stream reads into it
-without a checkpoint before it returns, and copies what it could not send before it waits.
+A :class:`Relay` stands between a relay core, which knows the protocol, and a shell, which moves
+bytes: ``streams.py`` over any two streams, ``engine.py`` over many pairs of sockets at once. It
+decides what both have to do alike: whether the client may be read, how long the answers for a client
+that has gone are awaited, how the session ended and what the client is told then.
 
-Both pumps may write to the client, since the core answers refused commands itself. They take turns
-in the order in which the bytes were produced: a line of the gateway's own must never land inside
-a literal of the upstream's.
+A shell hands over what it reads (``client_sent``, ``upstream_sent``), sends what there is then
+(``for_upstream``, ``for_client``), says what became of both sides, and stops when ``over`` says so.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Container
 from dataclasses import dataclass
@@ -18,11 +19,9 @@ from typing import Final, Protocol
 
 import trio
 
-from mailgate.errors import LinkBroken
-from mailgate.events import BytesRelayed, CommandFinished, Emit
+from mailgate.events import BytesRelayed, CommandFinished, CrashedSession, Emit
 from mailgate.model import Protocol as Mail
 from mailgate.model import Session, Side
-from mailgate.stream import ByteStream
 from mailgate.wire.relay import Buffer, RelayCore
 
 SWEEP_SECONDS: Final = 5.0
@@ -31,9 +30,6 @@ a deadline for each burst, and no idle limit is short enough to need more."""
 
 QUIET_SECONDS: Final = 2.0
 """How long a relay whose commands are not seen must have been silent to count as idle in a drain."""
-
-FAREWELL_SECONDS: Final = 1.0
-"""How long a client that does not read may hold up the last line that it is told."""
 
 
 class Trace(Protocol):
@@ -95,270 +91,282 @@ class Watch:
                 relay.sweep(now)
 
 
+def _nobody() -> None:
+    """Stand in the place of a shell that has not begun."""
+
+
 class Relay:
     """One session's relay, from the upstream's acceptance of the login to the end.
 
     ``idle`` is the limit in seconds without a byte in either direction, ``linger`` how long
     commands in flight are awaited after the client has gone. ``farewell`` makes, for a reason, the
     line that a client is told when the gateway ends its session at the end of a response.
+
+    For its shell: while ``stalled`` the client is not read; ``outcome`` is set once the end is in
+    sight and ``over`` says that it has come; at the time ``due`` it wants to be told by ``tick``.
+    The shell keeps ``sending`` true while the client has not taken what it was sent, and sets
+    ``wake``, which is called when the relay is ended from outside.
     """
+
+    __slots__ = (
+        "_active",
+        "_delayed",
+        "_emit",
+        "_farewell",
+        "_final",
+        "_give_up_at",
+        "_idle",
+        "_linger",
+        "_mute",
+        "_rest",
+        "_resume_at",
+        "_told_in",
+        "_told_out",
+        "_trace",
+        "core",
+        "deaf",
+        "outcome",
+        "sending",
+        "session",
+        "stalled",
+        "wake",
+    )
 
     def __init__(
         self,
-        client: ByteStream,
-        upstream: ByteStream,
         core: RelayCore,
         session: Session,
         emit: Emit,
-        watch: Watch,
         *,
-        buffer: bytearray,
         idle: float,
         linger: float,
         farewell: Callable[[str], bytes],
         trace: Trace | None = None,
     ) -> None:
-        self._client = client
-        self._upstream = upstream
-        self._core = core
-        self._session = session
+        self.core = core
+        self.session = session
+        self.outcome: End | None = None
+        self.stalled = False
+        self.sending = False
+        self.deaf = False
+        self.wake: Callable[[], None] = _nobody
         self._emit = emit
-        self._watch = watch
-        self._buffer = buffer
         self._idle = idle
         self._linger = linger
         self._farewell = farewell
         self._trace = trace
-        self._end: End | None = None
-        self._nursery: trio.Nursery | None = None
         self._active = trio.current_time()
         self._told_in = session.bytes_in
         self._told_out = session.bytes_out
-        self._resume: trio.Event | None = None
-        self._progress: trio.Event | None = None
-        self._client_deaf = False
-        self._sending = False
-        self._turns = trio.lowlevel.ParkingLot()
+        self._rest = b""
+        self._delayed = b""
+        self._final = False
+        self._mute = False
+        self._resume_at = math.inf
+        self._give_up_at = math.inf
 
     # ---------------------------------------------------------------- from outside
 
     @property
     def protocol(self) -> Mail:
         """What the client speaks."""
-        return self._session.protocol
+        return self.session.protocol
 
     @property
     def ended(self) -> bool:
         """Whether the end of this relay is decided."""
-        return self._end is not None
+        return self.outcome is not None
 
     @property
     def quiet(self) -> bool:
         """Whether no command is under way, so that ending now takes nothing from anybody."""
-        if self._sending:
+        if self.sending:
             return False
-        if self._core.opaque:
+        if self.core.opaque:
             return trio.current_time() - self._active >= QUIET_SECONDS
-        return not self._core.busy
+        return not self.core.busy
 
     def end(self, side: Side, reason: str) -> None:
         """End the relay now; the first reason given is the one that is logged."""
-        if self._end is None:
-            self._end = End(side, reason)
-        if self._nursery is not None:
-            self._nursery.cancel_scope.cancel()
+        self.outcome = self.outcome or End(side, reason)
+        self._final = True
+        self.wake()
 
     def sweep(self, now: float) -> None:
         """Check the idle limit and tell what was relayed since the last time."""
-        self._tell_bytes()
+        self.tell_bytes()
         if now - self._active > self._idle:
             self.end(Side.PROXY, "idle")
 
-    async def run(self, early_client: bytes = b"", early_upstream: bytes = b"") -> End:
-        """Relay until one side ends, and return which and why.
+    # ---------------------------------------------------------------- what the two sides send
 
-        ``early_client`` is what the client sent behind its login, ``early_upstream`` what the
-        upstream sent behind its acceptance; both come before anything else.
-        """
-        self._watch.add(self)
-        try:
-            async with trio.open_nursery() as nursery:
-                self._nursery = nursery
-                nursery.start_soon(self._pump_client, early_client)
-                await self._pump_upstream(early_upstream)
-            end = self._end or End(Side.PROXY, "internal")
-            if self._core.logged_out and end.side is not Side.PROXY:
-                end = End(Side.CLIENT, "logged_out")
-            if end.side is Side.PROXY and self._core.at_boundary and not self._sending:
-                await self._say(self._farewell(end.reason))
-            return end
-        finally:
-            self._watch.remove(self)
-            self._tell_bytes()
+    def client_sent(self, data: bytearray, end: int, now: float) -> None:
+        """Take ``data[:end]`` from the client."""
+        self.session.bytes_in += end
+        self.client_said(data, end, now)
 
-    # ---------------------------------------------------------------- the two pumps
-
-    async def _pump_client(self, early: bytes) -> None:
-        view = memoryview(self._buffer)
-        try:
-            if early:
-                await self._from_client(bytearray(early), len(early))
-            while not self._core.fatal:
-                count = await self._client.receive(view)
-                if count == 0:
-                    self._client_left("closed")
-                    return
-                self._active = trio.current_time()
-                self._session.bytes_in += count
-                await self._from_client(self._buffer, count)
-            self.end(Side.PROXY, "protocol")
-        except trio.BrokenResourceError:
-            self._client_left("reset")
-        except LinkBroken as error:
-            # What the upstream said before it went may still be on its way to the client: the other pump reads
-            # it and then meets the end by itself.
-            await trio.sleep(self._linger)
-            self.end(error.side, error.detail)
-
-    async def _from_client(self, data: bytearray, end: int) -> None:
-        core = self._core
+    def client_said(self, data: bytearray, end: int, now: float) -> None:
+        """Take what the client sent before the relay began, which is counted already."""
+        self._active = now
         if self._trace is not None:
             self._trace.client(bytes(data[:end]))
-        used = core.client_sent(data, end, trio.current_time())
-        rest = bytes(memoryview(data)[used:end]) if used < end else b""
-        await self._pass_on()
-        while (rest or core.held) and not core.fatal:
-            if core.blocked:
-                self._resume = trio.Event()
-                await self._resume.wait()
-            else:
-                # The core has said enough for now: other sessions have their turn.
-                await trio.lowlevel.checkpoint()
-            used = core.client_sent(rest, len(rest), trio.current_time())
-            rest = rest[used:]
-            await self._pass_on()
-
-    async def _pass_on(self) -> None:
-        """Send what the core made of the client's bytes: upstream first, as views may be among it."""
-        core = self._core
+        core = self.core
+        used = core.client_sent(data, end, now)
+        if used < end:
+            self._rest = bytes(memoryview(data)[used:end])
         if core.finished:
             self._tell_finished()
-        if core.to_upstream:
-            out = _joined(core.to_upstream)
-            if core.delay:
-                out = bytes(out)
-                seconds, core.delay = core.delay, 0.0
-                await trio.sleep(seconds)
-            try:
-                await self._upstream.send_all(out)
-            except trio.BrokenResourceError as error:
-                raise LinkBroken(Side.SERVER, "reset") from error
-        if core.to_client:
-            await self._to_client(_joined(core.to_client))
+        if used < end or core.held or core.delay or core.fatal:
+            self._hold(now)
 
-    async def _pump_upstream(self, early: bytes) -> None:
-        view = memoryview(self._buffer)
-        reason = "closed"
-        try:
-            if early:
-                await self._from_upstream(bytearray(early), len(early))
-            while not self._core.fatal:
-                count = await self._upstream.receive(view)
-                if count == 0:
-                    break
-                self._active = trio.current_time()
-                await self._from_upstream(self._buffer, count)
-        except trio.BrokenResourceError:
-            reason = "reset"
-        if self._core.fatal:
-            self.end(Side.PROXY, "protocol")
-        self.end(Side.SERVER, reason)
-
-    async def _from_upstream(self, data: bytearray, end: int) -> None:
-        core = self._core
-        core.upstream_sent(data, end, trio.current_time())
-        out = _joined(core.to_client) if core.to_client else b""
+    def again(self, now: float) -> None:
+        """Offer the core what it has not taken; to be called when ``ready``, the others having had their turn."""
+        rest, core = self._rest, self.core
+        used = core.client_sent(rest, len(rest), now)
+        self._rest = rest[used:]
         if core.finished:
             self._tell_finished()
-        if self._resume is not None and not core.blocked:
-            self._resume.set()
-            self._resume = None
-        if out:
-            await self._to_client(out)
-        if self._progress is not None:
-            self._progress.set()
+        self._hold(now)
 
-    # ---------------------------------------------------------------- sending to the client
+    @property
+    def ready(self) -> bool:
+        """Whether the core may be offered ``again`` what it has not taken."""
+        core = self.core
+        if not self.stalled or self._delayed or self._mute or core.fatal:
+            return False
+        return (bool(self._rest) or core.held) and not core.blocked
 
-    async def _to_client(self, out: Buffer) -> None:
-        """Send in the order of the calls, whichever pump makes them."""
-        if self._client_deaf:
-            # Commands in flight are still awaited; what they answer has no reader any more.
-            return
+    def _hold(self, now: float) -> None:
+        """See why the client's bytes cannot all go on, and whether they ever can."""
+        core = self.core
+        if core.delay:
+            self._delayed = b"".join(core.to_upstream)
+            core.to_upstream.clear()
+            self._resume_at = now + core.delay
+            core.delay = 0.0
+        self.stalled = bool(self._rest or self._delayed or core.held or core.fatal or self._mute or self.outcome)
+        if core.fatal:
+            self._decide(Side.PROXY, "protocol")
+
+    def upstream_sent(self, data: bytearray, end: int, now: float) -> None:
+        """Take ``data[:end]`` from the upstream."""
+        self._active = now
+        core = self.core
+        core.upstream_sent(data, end, now)
+        if core.finished:
+            self._tell_finished()
+        if core.fatal:
+            self._decide(Side.PROXY, "protocol")
+
+    def for_upstream(self) -> Buffer:
+        """Take what goes to the upstream now."""
+        return _joined(self.core.to_upstream)
+
+    def for_client(self) -> Buffer:
+        """Take what goes to the client now: nothing more when it has stopped listening."""
+        out = _joined(self.core.to_client)
+        if self.deaf:
+            return b""
         if self._trace is not None:
             self._trace.upstream(bytes(out))
-        if self._sending:
-            out = bytes(out)
-            await self._turns.park()
-            # The pump that was sending has handed its turn over: ``_sending`` is still true.
-        self._sending = True
-        try:
-            await self._client.send_all(out)
-            self._session.bytes_out += len(out)
-            self._active = trio.current_time()
-        except trio.BrokenResourceError:
-            self._client_deaf = True
-            self._client_left("reset")
-        if self._turns:
-            self._turns.unpark()
-        else:
-            self._sending = False
+        return out
 
-    def _client_left(self, reason: str) -> None:
+    def delivered(self, count: int, now: float) -> None:
+        """Note that the client took so many bytes."""
+        self._active = now
+        self.session.bytes_out += count
+
+    # ---------------------------------------------------------------- how the two sides end
+
+    def client_left(self, reason: str, now: float) -> None:
         """Await the commands in flight for a short while, then end.
 
         A client that says no more may still listen, and is sent the answers until a send fails.
         """
-        if self._end is None:
-            self._end = End(Side.CLIENT, reason)
-            if self._nursery is not None:
-                self._nursery.start_soon(self._await_commands)
+        if self.outcome is None:
+            self.outcome = End(Side.CLIENT, reason)
+            self._give_up_at = now + self._linger
+            self.stalled = True
 
-    async def _await_commands(self) -> None:
-        with trio.move_on_after(self._linger):
-            while self._core.awaited or self._sending:
-                self._progress = trio.Event()
-                await self._progress.wait()
-        self.end(Side.CLIENT, "closed")
+    def client_deaf(self, now: float) -> None:
+        """Send the client nothing more. Commands in flight are still awaited, though nobody reads their answers."""
+        self.deaf = True
+        self.client_left("reset", now)
 
-    async def _say(self, line: bytes) -> None:
-        if not line:
-            return
-        if self._trace is not None:
+    def client_lost(self, now: float) -> None:
+        """Send the client nothing more, and wait for what it said before it went, which is still to be read."""
+        self.deaf = True
+        if self.outcome is None:
+            self._give_up_at = min(self._give_up_at, now + self._linger)
+
+    def upstream_left(self, reason: str) -> None:
+        """End, since nothing more can come."""
+        self._decide(Side.SERVER, reason)
+
+    def upstream_deaf(self, now: float) -> None:
+        """Send the upstream nothing more, and wait for what it said before it went, which is still to be read."""
+        self._mute = self.stalled = True
+        self._give_up_at = min(self._give_up_at, now + self._linger)
+
+    @property
+    def due(self) -> float:
+        """When ``tick`` is to be called next; infinity while nothing waits for the time."""
+        return min(self._resume_at, self._give_up_at)
+
+    def tick(self, now: float) -> None:
+        """Go on with what waited for this moment."""
+        if self._resume_at <= now:
+            self._resume_at = math.inf
+            self.core.to_upstream.append(self._delayed)
+            self._delayed = b""
+            self._hold(now)
+        if self._give_up_at <= now:
+            self._decide(Side.SERVER if self._mute else Side.CLIENT, "reset")
+
+    def _decide(self, side: Side, reason: str) -> None:
+        self.outcome = self.outcome or End(side, reason)
+        self._final = True
+
+    @property
+    def over(self) -> bool:
+        """Whether the shell shall stop: at once, or because the answers that a client left behind have come."""
+        return self._final or (self.outcome is not None and not self.sending and not self.core.awaited)
+
+    def last_words(self) -> tuple[End, bytes]:
+        """Return how this relay ended, and the line that the client is told, which may be empty."""
+        core = self.core
+        end = self.outcome or End(Side.PROXY, "internal")
+        if core.logged_out and end.side is not Side.PROXY:
+            end = End(Side.CLIENT, "logged_out")
+        if end.side is not Side.PROXY or not core.at_boundary or self.sending or self.deaf:
+            return end, b""
+        line = self._farewell(end.reason)
+        if line and self._trace is not None:
             self._trace.upstream(line)
-        with trio.move_on_after(FAREWELL_SECONDS, shield=True):
-            try:
-                await self._client.send_all(line)
-                self._session.bytes_out += len(line)
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
-                # The client went before it could be told; the log has the reason.
-                return
+        return end, line
 
     # ---------------------------------------------------------------- telling
 
     def _tell_finished(self) -> None:
-        session, emit = self._session, self._emit
-        for done in self._core.finished:
+        session, emit = self.session, self._emit
+        finished = self.core.finished
+        for done in finished:
             session.commands += 1
             emit(CommandFinished(session, done.verb, done.result, done.seconds))
-        self._core.finished.clear()
+        finished.clear()
 
-    def _tell_bytes(self) -> None:
-        session = self._session
+    def tell_bytes(self) -> None:
+        """Tell what was relayed since the last time."""
+        session = self.session
         received, sent = session.bytes_in - self._told_in, session.bytes_out - self._told_out
         if received or sent:
             self._told_in, self._told_out = session.bytes_in, session.bytes_out
             self._emit(BytesRelayed(session, received, sent))
+
+    def crashed(self, error: BaseException) -> None:
+        """Tell of an error of the gateway's own, which ends this session and no other."""
+        self._emit(CrashedSession(self.session, error))
+        self._decide(Side.PROXY, "internal")
 
 
 def _joined(pieces: list[Buffer]) -> Buffer:

@@ -19,6 +19,8 @@ from mailgate.session.dialogue import Connection, Dialogue, Services, SessionOve
 from mailgate.session.imap import ImapDialogue
 from mailgate.session.pop3 import Pop3Dialogue
 from mailgate.session.relay import End, Relay
+from mailgate.session.streams import Pumps
+from mailgate.stream import SocketStream
 from mailgate.wire.relay import CopyRelay
 
 ACCEPT_SECONDS = 5.0
@@ -30,11 +32,13 @@ DIALOGUES: dict[Protocol, type[Dialogue]] = {
 }
 
 
-async def run_session(connection: Connection, listener: Listener, services: Services) -> End:
+async def run_session(connection: Connection, listener: Listener, services: Services) -> End | None:
     """Serve one client until its session is over; return who ended it, and why.
 
     The connection is TLS already where the listener's TLS is implicit. The caller closes the
-    client's stream; the upstream's is closed here, whatever happens.
+    client's stream; the upstream's is closed here, whatever happens. Between two sockets the engine
+    takes over when the login was accepted: then this returns ``None`` at once, and the engine closes
+    both and tells ``connection.ended``.
     """
     session = connection.session
     session.state = State.LOGIN
@@ -138,21 +142,21 @@ async def _last_words(dialogue: Dialogue, refusal: Refusal) -> None:
         await dialogue.goodbye(refusal)
 
 
-async def _relay(dialogue: Dialogue, signed_in: SignedIn, services: Services) -> End:
+async def _relay(dialogue: Dialogue, signed_in: SignedIn, services: Services) -> End | None:
     """Relay between the client and the upstream that accepted it."""
-    listener = dialogue.listener
-    core = CopyRelay() if listener.inspect == "login" else dialogue.core(signed_in)
+    listener, connection = dialogue.listener, dialogue.connection
     relay = Relay(
-        dialogue.connection.stream,
-        signed_in.stream,
-        core,
+        CopyRelay() if listener.inspect == "login" else dialogue.core(signed_in),
         dialogue.session,
         services.emit,
-        services.watch,
-        buffer=services.buffer,
         idle=listener.idle_timeout,
         linger=services.linger,
         farewell=dialogue.farewell,
         trace=dialogue.trace,
     )
-    return await relay.run(dialogue.residual(), signed_in.residual)
+    client, upstream = connection.stream, signed_in.stream
+    early = dialogue.residual(), signed_in.residual
+    if isinstance(client, SocketStream) and isinstance(upstream, SocketStream):
+        services.engine.adopt(relay, client.release(), upstream.release(), connection.ended, *early)
+        return None
+    return await Pumps(relay, client, upstream, services.watch, buffer=services.buffer).run(*early)

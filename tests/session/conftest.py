@@ -16,6 +16,7 @@ from mailgate.events import SessionClosed
 from mailgate.model import ALLOW, Failure, Login, Peer, Protocol, Route, Session, Side, TlsInfo
 from mailgate.policy.gate import Gate, GateSettings
 from mailgate.session.dialogue import Services, SessionOver
+from mailgate.session.engine import Engine
 from mailgate.session.relay import End, Watch
 from mailgate.session.run import run_session
 from mailgate.stream import ByteStream, burst_buffer
@@ -67,6 +68,7 @@ class FakeConnection:
     session: Session
     offers_tls: bool
     tls_outcome: Exception | None = None
+    when_ended: Callable[[End], None] = print
 
     @property
     def can_start_tls(self) -> bool:
@@ -77,6 +79,9 @@ class FakeConnection:
         if self.tls_outcome is not None:
             raise self.tls_outcome
         self.session.tls = TlsInfo("TLSv1.3", "TLS_AES_128_GCM_SHA256")
+
+    def ended(self, end: End) -> None:
+        self.when_ended(end)
 
 
 @dataclass
@@ -98,6 +103,7 @@ class World:
 
     stage: Stage
     watch: Watch = field(default_factory=Watch)
+    buffer: bytearray = field(default_factory=burst_buffer)
     logins: list[Login] = field(default_factory=list)
     fail: list[Failure] = field(default_factory=list)
     residual: bytes = b""
@@ -115,6 +121,9 @@ class World:
             GateSettings(failures_per_session=3, failure_delay=2.0, failure_delay_max=15.0, bad_commands=4)
         )
     )
+
+    def __post_init__(self) -> None:
+        self.engine = Engine(self.buffer, self.watch)
 
     @property
     def login(self) -> Login:
@@ -161,20 +170,28 @@ def session_for(protocol: str, world: World, options: dict[str, Any]) -> Callabl
         upstream_capabilities=lambda _: world.known,
         emit=stage.emit,
         watch=world.watch,
+        engine=world.engine,
         trace=lambda _: world.trace,
-        buffer=burst_buffer(),
+        buffer=world.buffer,
         linger=5.0,
     )
 
+    def ended(end: End) -> None:
+        world.gate.left(session.id)
+        stage.emit(SessionClosed(session, end.side, end.reason, 0.0))
+        world.end = end
+        world.ended.set()
+
+    connection.when_ended = ended
+
     async def run() -> None:
         assert world.gate.admit(session.id, session.peer.address, session.started).verdict == ALLOW
-        end = End(Side.PROXY, "internal")
+        end: End | None = End(Side.PROXY, "internal")
         try:
-            end = world.end = await run_session(connection, listener(protocol, **options), services)
+            end = await run_session(connection, listener(protocol, **options), services)
         finally:
-            world.gate.left(session.id)
-            stage.emit(SessionClosed(session, end.side, end.reason, 0.0))
-            world.ended.set()
+            if end is not None:
+                ended(end)
             await stage.near_client.aclose()
 
     return run
@@ -191,8 +208,9 @@ async def on_stage(protocol: str, world: World | None = None, **options: Any) ->
     async with trio.open_nursery() as nursery:
         nursery.start_soon(session_for(protocol, world, options))
         nursery.start_soon(world.watch.run)
+        nursery.start_soon(world.engine.run)
         yield world
-        await world.stage.client.stream.send_eof()
+        await world.stage.client.say_no_more()
         await world.ended.wait()
         await world.stage.finish()
         assert (len(world.watch), world.gate.sessions, world.gate.half_open) == (0, 0, 0)

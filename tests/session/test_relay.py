@@ -25,6 +25,13 @@ POP3 = """
 """
 
 
+@pytest.fixture(autouse=True, params=["streams", "engine"])
+def shell(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Let each script be played with both shells: two pumps over memory streams, and the engine over sockets."""
+    monkeypatch.setattr(Stage, "sockets", request.param == "engine")
+    return str(request.param)
+
+
 # -------------------------------------------------------------------- commands
 
 

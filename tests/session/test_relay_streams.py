@@ -14,6 +14,7 @@ from mailgate.events import BytesRelayed, CommandFinished, Event
 from mailgate.model import ALLOW, Delay, Peer, Protocol, Session, Side, Verdict
 from mailgate.policy.access import KNOWN_VERBS
 from mailgate.session.relay import End, Relay, Watch
+from mailgate.session.streams import Pumps
 from mailgate.stream import ByteStream, SocketStream, TrioStream, burst_buffer
 from mailgate.wire.relay import CopyRelay, RelayCore
 from mailgate.wire.relay_imap import ImapRelay
@@ -28,23 +29,15 @@ class Wires:
         self.watch = Watch()
         self.session = Session("s1", Protocol.IMAP, "test", Peer("192.0.2.1", 1), trio.current_time())
         self.relay = Relay(
-            client,
-            upstream,
-            core,
-            self.session,
-            self.events.append,
-            self.watch,
-            buffer=burst_buffer(),
-            idle=60.0,
-            linger=5.0,
-            farewell=lambda reason: farewell,
+            core, self.session, self.events.append, idle=60.0, linger=5.0, farewell=lambda reason: farewell
         )
+        self.pumps = Pumps(self.relay, client, upstream, self.watch, buffer=burst_buffer())
         self.end: End | None = None
         self.ended = trio.Event()
         self._streams = (client, upstream)
 
     async def run(self) -> None:
-        self.end = await self.relay.run()
+        self.end = await self.pumps.run()
         self.ended.set()
         for stream in self._streams:
             await stream.aclose()
@@ -281,7 +274,7 @@ async def test_what_came_before_the_relay_comes_first(autojump_clock: object, ma
     await upstream.send_all(b"* 2 EXISTS\r\n" if make is imap_core else b"+OK 2\r\n")
     async with trio.open_nursery() as nursery:
         early = (b"a NOOP\r\n", b"* 1 EXISTS\r\n") if make is imap_core else (b"STAT\r\n", b"+OK 1\r\n")
-        nursery.start_soon(wires.relay.run, *early)
+        nursery.start_soon(wires.pumps.run, *early)
         rest = (b"b NOOP\r\n", b"* 2 EXISTS\r\n") if make is imap_core else (b"NOOP\r\n", b"+OK 2\r\n")
         for stream, parts in ((upstream, (early[0], rest[0])), (client, (early[1], rest[1]))):
             assert await read(stream, len(b"".join(parts))) == b"".join(parts)

@@ -407,6 +407,7 @@ async def cut_scene(cutter: Cutter, protocol: str, script: str, options: dict[st
 
     async with trio.open_nursery() as everything:
         everything.start_soon(world.watch.run)
+        everything.start_soon(world.engine.run)
         async with trio.open_nursery() as scene:
             scene.start_soon(session)
             scene.start_soon(play)

@@ -24,10 +24,13 @@ came; bytes that nobody asked for at the end of a script are a failure too.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
+import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import trio
 import trio.testing
@@ -42,7 +45,7 @@ from mailgate.events import (
     SessionOpened,
 )
 from mailgate.model import Session
-from mailgate.stream import TrioStream
+from mailgate.stream import SocketStream, TrioStream
 
 PATIENCE = 100.0
 """Seconds of the virtual clock that a step may take."""
@@ -110,6 +113,11 @@ class Side:
             raise Mismatch(f"{self.name}: the end came, with {bytes(self.unread)!r} before it")
         self.unread += data
 
+    async def say_no_more(self) -> None:
+        """Tell the session that nothing more comes, unless this end or the session's is gone already."""
+        with contextlib.suppress(trio.ClosedResourceError, trio.BrokenResourceError):
+            await self.stream.send_eof()
+
     async def end(self) -> None:
         """Wait for the end, before which nothing may come."""
         while data := await self.stream.receive_some():
@@ -135,6 +143,14 @@ class Wire(TrioStream):
         if self._receiving is not None:
             self._receiving.cancel()
 
+    def go_deaf(self) -> None:
+        """Let sending to the far end fail, but not receiving from it."""
+        self.deaf = True
+
+    def stall(self) -> None:
+        """Let sending to the far end take for ever."""
+        self.stalled = True
+
     async def receive(self, buffer: memoryview) -> int:
         if not self._lost:
             with trio.CancelScope() as self._receiving:
@@ -154,13 +170,50 @@ class Wire(TrioStream):
         await super().aclose()
 
 
-class Stage:
-    """Both far ends, the events, and the upstream that the gateway opens."""
+class SocketWire(SocketStream):
+    """The session's end of a socket pair, which a script can break."""
 
     def __init__(self) -> None:
-        near, far = trio.testing.memory_stream_pair()
-        self.near_client = Wire(near)
-        self.near_upstream: Wire | None = None
+        self.near, far = socket.socketpair()
+        far.setblocking(False)
+        super().__init__(self.near)
+        self.far = trio.SocketStream(trio.socket.from_stdlib_socket(far))
+
+    @property
+    def closed(self) -> bool:
+        """Whether the session, or who took the socket over from it, has closed it."""
+        return self.near.fileno() < 0
+
+    def reset(self) -> None:
+        """Lose the connection: a Unix socket that is closed with bytes unread resets its peer."""
+        if self.near.fileno() >= 0 and self.far.socket.fileno() >= 0:
+            with contextlib.suppress(OSError):
+                self.near.send(b"unread")
+            self.far.socket.close()
+
+    def go_deaf(self) -> None:
+        """Let sending to the far end fail, but not receiving from it."""
+        with contextlib.suppress(OSError):
+            self.far.socket.shutdown(socket.SHUT_RD)
+
+    def stall(self) -> None:
+        """Fill all buffers on the way to the far end."""
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                self.near.send(b"x" * 65536)
+
+
+class Stage:
+    """Both far ends, the events, and the upstream that the gateway opens.
+
+    With ``sockets`` the session's ends are sockets, which the engine takes over for the relay.
+    """
+
+    sockets: ClassVar[bool] = False
+
+    def __init__(self) -> None:
+        self.near_client, far = self._pair()
+        self.near_upstream: Wire | SocketWire | None = None
         self.client = Side("client", far)
         self.upstream: Side | None = None
         self.events: list[Event] = []
@@ -169,6 +222,13 @@ class Stage:
         self.login_seen = trio.Event()
         self.played: list[str] = []
 
+    def _pair(self) -> tuple[Wire | SocketWire, trio.abc.HalfCloseableStream]:
+        if self.sockets:
+            wire = SocketWire()
+            return wire, wire.far
+        near, far = trio.testing.memory_stream_pair()
+        return Wire(near), far
+
     def emit(self, event: Event) -> None:
         """Collect an event; stands behind the session as its observer."""
         if isinstance(event, BytesRelayed):
@@ -176,13 +236,12 @@ class Stage:
         elif not isinstance(event, SessionOpened):
             self.events.append(event)
 
-    def open_upstream(self, user: bytes, mechanism: str) -> Wire:
+    def open_upstream(self, user: bytes, mechanism: str) -> Wire | SocketWire:
         """Make the upstream's stream pair and return the gateway's end of it."""
-        near, far = trio.testing.memory_stream_pair()
+        self.near_upstream, far = self._pair()
         self.upstream = Side("upstream", far)
         self.logins.append(f"{user.decode('utf-8', 'backslashreplace')} {mechanism}")
         self.login_seen.set()
-        self.near_upstream = Wire(near)
         return self.near_upstream
 
     async def play(self, script: str) -> None:
@@ -278,12 +337,12 @@ class Stage:
         self._near(text).reset()
 
     async def _deaf(self, text: str) -> None:
-        self._near(text).deaf = True
+        self._near(text).go_deaf()
 
     async def _stall(self, text: str) -> None:
-        self._near(text).stalled = True
+        self._near(text).stall()
 
-    def _near(self, name: str) -> Wire:
+    def _near(self, name: str) -> Wire | SocketWire:
         near = self.near_client if name == "client" else self.near_upstream
         if near is None:
             raise Mismatch("\n".join([*self.played, "no upstream was opened"]))
@@ -310,12 +369,13 @@ class Stage:
             with trio.move_on_after(PATIENCE) as limit:
                 try:
                     await side.end()
-                except trio.ClosedResourceError:
-                    continue
+                except (trio.ClosedResourceError, trio.BrokenResourceError):
+                    pass
                 except Mismatch as mismatch:
                     raise Mismatch("\n".join([*self.played, str(mismatch)])) from None
             if limit.cancelled_caught:
                 raise Mismatch("\n".join([*self.played, f"the stream to the {side.name} was left open"]))
+            await side.stream.aclose()
 
 
 __all__ = ["Mismatch", "Session", "Stage", "shown", "unescape"]
