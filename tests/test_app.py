@@ -69,6 +69,7 @@ async def test_a_session_from_connect_to_close() -> None:
     async with serving(script) as server, running(one(server)) as gateway:
         client = await gateway.connect()
         assert (await client.hears()).startswith("* OK [CAPABILITY IMAP4rev1")
+        assert gateway.metric("sessions_open", protocol="imap", listener="imap", state="login") == 1
         assert (await client.asks("a1 LOGIN joe secret")).startswith("a1 OK [CAPABILITY IMAP4rev1 IDLE")
         assert gateway.metric("sessions_open", protocol="imap", listener="imap", state="relay") == 1
         assert await client.asks("a2 NOOP") == "a2 OK done"
@@ -84,7 +85,8 @@ async def test_a_session_from_connect_to_close() -> None:
         assert gateway.metric("logins_total", **imap, result="ok", reason="") == 1
         assert gateway.metric("commands_total", **imap, verb="NOOP", result="ok") == 1
         assert gateway.metric("client_received_bytes_total", **imap) == line["bytes_in"]
-        assert gateway.metric("sessions_open", protocol="imap", listener="imap", state="relay") == 0
+        for state in State:
+            assert gateway.metric("sessions_open", protocol="imap", listener="imap", state=state) == 0
         assert gateway.metric("sessions_ended_total", **imap, listener="imap", side="client", reason="logged_out") == 1
 
 

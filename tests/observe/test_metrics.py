@@ -303,6 +303,11 @@ def test_probes_say_who_is_there(world: World) -> None:
         assert world.value("upstream_reachable", pool="main", server="imap1") == float(reachable)
 
 
+def test_labels_that_are_not_the_metric_s_are_refused(world: World) -> None:
+    with pytest.raises(ValueError, match="result"):
+        world.metrics.reloads.inc("ok", "imap")
+
+
 def test_servers_that_are_gone_are_shown_no_more(world: World) -> None:
     for server in ("imap1", "imap2", "imap3"):
         world.metrics.probed("main", server, False)
