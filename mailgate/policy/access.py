@@ -123,11 +123,13 @@ KNOWN_VERBS: Final[dict[Protocol, frozenset[str]]] = {
             "RLIST RLSUB SEARCH SELECT SETACL SETANNOTATION SETMETADATA SETQUOTA SORT STATUS STORE SUBSCRIBE "
             "THREAD UNSELECT UNSUBSCRIBE XLIST XAPPLEPUSHSERVICE"
         ).split()
-    )
-    | {f"UID {verb}" for verb in ["COPY", "EXPUNGE", "FETCH", "MOVE", "REPLACE", "SEARCH", "SORT", "STORE", "THREAD"]}
-    | DENIED_VERBS[Protocol.IMAP].keys(),
-    Protocol.POP3: frozenset(("CAPA DELE LANG LAST LIST NOOP QUIT RETR RSET STAT TOP UIDL UTF8").split())
-    | DENIED_VERBS[Protocol.POP3].keys(),
+    ).union(
+        (f"UID {verb}" for verb in ("COPY EXPUNGE FETCH MOVE REPLACE SEARCH SORT STORE THREAD").split()),
+        DENIED_VERBS[Protocol.IMAP],
+    ),
+    Protocol.POP3: frozenset(("CAPA DELE LANG LAST LIST NOOP QUIT RETR RSET STAT TOP UIDL UTF8").split()).union(
+        DENIED_VERBS[Protocol.POP3]
+    ),
 }
 """The closed set of verbs that metrics and the relay know; anything else is ``other``."""
 

@@ -20,6 +20,9 @@ IPV6_PREFIX = 64
 """An IPv6 customer is given a /64 at least, and can use a new address of it for each connection."""
 
 
+_DENIED_COMMAND = Deny(answers.DENIED_COMMAND, "denied_command")
+
+
 @dataclass(frozen=True, slots=True)
 class GateSettings:
     """The numbers behind the rules; see ``docs/configuration.md`` for their names and reasons."""
@@ -134,4 +137,4 @@ class Gate:
 
     def command(self, protocol: Protocol, verb: str) -> Verdict:
         """Ask for a command after login; ``verb`` is in upper case."""
-        return ALLOW if denied_verb(protocol, verb) is None else Deny(answers.DENIED_COMMAND, "denied_command")
+        return ALLOW if denied_verb(protocol, verb) is None else _DENIED_COMMAND

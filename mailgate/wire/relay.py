@@ -13,8 +13,8 @@ can make the gateway and the upstream disagree can hide a command from the gate.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Final, Protocol
+from functools import cache
+from typing import Final, NamedTuple, Protocol
 
 from mailgate.model import Verdict
 
@@ -25,8 +25,7 @@ MAX_IN_FLIGHT: Final = 1000
 stops taking bytes until some are answered, so that a table of tags cannot grow without bound."""
 
 
-@dataclass(frozen=True, slots=True)
-class Finished:
+class Finished(NamedTuple):
     """A command that was answered: its verb (``other`` if unknown), the result, the time it took.
 
     ``result`` is ``ok``, ``no``, ``bad`` or ``err`` as the upstream said it, ``refused`` where the
@@ -36,6 +35,24 @@ class Finished:
     verb: str
     result: str
     seconds: float
+
+
+SHORT: Final = 1024
+"""Octets up to which a piece of a burst is copied, because that costs less than a view of it."""
+
+
+def cut(data: bytes | bytearray, begin: int, end: int) -> Buffer:
+    """Return ``data[begin:end]`` in the cheapest way; what is long is a view."""
+    return data[begin:end] if end - begin <= SHORT else memoryview(data)[begin:end]
+
+
+@cache
+def spellings(verbs: frozenset[str]) -> dict[bytes, str]:
+    """Return the verbs by the bytes that clients send for them: in upper, lower and title case.
+
+    Other spellings, which no client uses, are found the long way. One table serves all cores.
+    """
+    return {spelled.encode("ascii"): verb for verb in verbs for spelled in (verb, verb.lower(), verb.title())}
 
 
 Decide = Callable[[str], Verdict]

@@ -8,7 +8,8 @@ import pytest
 
 from mailgate.model import Deny, Refusal
 from mailgate.wire.relay import MAX_IN_FLIGHT
-from mailgate.wire.relay_imap import HOLD_LIMIT, LINE_LIMIT, MAX_REPLIES, TAG_LIMIT, ImapRelay, literal_mode
+from mailgate.wire.relay_imap import HOLD_LIMIT, LINE_LIMIT, MAX_REPLIES, ImapRelay, literal_mode
+from mailgate.wire.relay_imap_lines import TAG_LIMIT
 from tests.support.cores import Script
 from tests.wire.cuts import short
 from tests.wire.test_relay_imap import VERBS, relay, visible
