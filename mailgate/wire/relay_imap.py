@@ -410,16 +410,21 @@ class ImapRelay(TaggedCommands):
                     self._line(bytes(data[at : newline + 1]), now)
                     at = mark = newline + 1
                     continue
-            found = None if self._replies else lines.MATTERS.search(data, at, end)
-            if found is not None:
-                newline = found.start()
-            elif self._replies:
+            if self._replies:
                 # An answer of the gateway's own goes behind this line.
                 newline = data.find(b"\n", at, end)
+                if newline < 0:
+                    break
+            elif found := lines.MATTERS.search(data, at, end):
+                newline = found.start()
             else:
+                # None of the lines up to the last end announces a literal.
                 newline = data.rfind(b"\n", at, end)
-            if newline < 0:
-                break
+                if newline < 0:
+                    break
+                self._starts = True
+                at = newline + 1
+                continue
             size = lines.announced_size(data, at, newline + 1, starts=self._starts)
             self._starts = size is None
             self._left = size or 0
