@@ -23,6 +23,7 @@ import trio
 
 import mailgate
 from mailgate import events
+from mailgate.administration import Administration
 from mailgate.config import Config, Log
 from mailgate.config.changes import changes
 from mailgate.doors import Door, Doors, Opener, Place, Plan, open_place, told
@@ -105,6 +106,15 @@ class Gateway:
         self.reception = Reception(self.emit, self.sessions)
         self.watch = Watch()
         self.doors = Doors()
+        self._administration = Administration(
+            self._bus,
+            heritage.slot if heritage is not None else 0,
+            self.reception,
+            self.watch,
+            self.tracer,
+            self._audit,
+            self.reload,
+        )
         buffer = burst_buffer()
         self.engine = Engine(buffer, self.watch)
         self._lasting = Lasting(self.emit, self.watch, self.engine, self.tracer, buffer)
@@ -210,7 +220,7 @@ class Gateway:
                         app = http.metrics_app(self.metrics.scrape, self._not_ready)
                         await http.serve_http(app, door.socket, door.gone)
                     case "admin":
-                        app = admin.admin_app(self.tracer, self.reload)
+                        app = admin.admin_app(self._administration)
                         await http.serve_http(app, door.socket, door.gone)
         finally:
             if door.place.kind == "mail":
@@ -345,8 +355,10 @@ class Gateway:
     async def _obey(self, bus: WorkerBus) -> None:
         """Do what the supervisor says until it is gone; then drain and end, since nobody would replace this worker."""
         bus.orders |= {"signal": self._take_signal, "apply": self._apply}
-        bus.tell("ready")
-        await bus.run()
+        async with trio.open_nursery() as nursery:
+            await nursery.start(bus.run)
+            bus.tell("ready")
+            nursery.start_soon(self._administration.catch_up)
         self.log.error("the supervisor is gone, this worker ends too", sessions=len(self.sessions))
         await self._hand_on.send(signal.SIGTERM)
 

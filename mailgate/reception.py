@@ -69,6 +69,14 @@ class Reception:
         self.sessions = sessions
         self.scopes: dict[str, trio.CancelScope] = {}
         self.closing = False
+        self._farewells: dict[str, Refusal] = {}
+
+    def end(self, name: str, farewell: Refusal) -> None:
+        """End a session that is not in a relay, and tell its client why where that is possible."""
+        scope = self.scopes.get(name)
+        if scope is not None:
+            self._farewells[name] = farewell
+            scope.cancel()
 
     async def serve(self, generation: Generation, listener: Listener, stream: SocketStream, peer: Peer) -> None:
         """Serve one connection from its acceptance to its end, as one of a generation's."""
@@ -94,7 +102,9 @@ class Reception:
                 self.scopes[session.id] = scope
                 end = await self._session(connection, listener, generation)
             if scope.cancelled_caught:
-                farewell = answers.SHUTTING_DOWN if self.closing else answers.PROCESS_FULL
+                farewell = self._farewells.get(session.id)
+                if farewell is None:
+                    farewell = answers.SHUTTING_DOWN if self.closing else answers.PROCESS_FULL
                 end = End(Side.PROXY, farewell.reason)
         except trio.Cancelled:
             end = End(Side.PROXY, "shutting_down")
@@ -105,6 +115,7 @@ class Reception:
             self._emit(events.CrashedSession(session, error))
         finally:
             del self.scopes[session.id]
+            self._farewells.pop(session.id, None)
             if end is not None:
                 connection.ended(end)
         if farewell is not None and session.state is State.LOGIN:

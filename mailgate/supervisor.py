@@ -445,7 +445,8 @@ class Supervisor:
             return
         cause: dict[str, Any] = {"signal": _name(-code)} if code < 0 else {"status": code}
         self.log.error("a worker died", worker=worker.slot, pid=worker.pid, **cause, error=worker.failure or None)
-        if not self._started:
+        if not self._started and code > 0:
+            # It found something that the next one would find too, unlike one that somebody has killed.
             raise MailgateError(worker.failure or "a worker ended before it could serve; the log says why")
         now = time.monotonic()
         delay = self._restarts.died(now, now - worker.began)

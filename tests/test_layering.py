@@ -27,7 +27,19 @@ def table() -> dict[str, set[str]]:
 
 
 MAY_IMPORT = {room: allowed | WORDS.keys() for room, allowed in table().items()} | WORDS
-COMPOSES = {"app", "supervisor", "generation", "doors", "reception", "drain", "cli", "demo", "__main__", "__init__"}
+COMPOSES = {
+    "app",
+    "administration",
+    "supervisor",
+    "generation",
+    "doors",
+    "reception",
+    "drain",
+    "cli",
+    "demo",
+    "__main__",
+    "__init__",
+}
 PURE = {"wire", "policy", "balance", "model", "errors", "events"}
 PURE_LIBRARY = set(sys.stdlib_module_names) - {"socket", "ssl", "time", "asyncio", "select", "threading", "subprocess"}
 

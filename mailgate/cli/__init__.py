@@ -7,10 +7,13 @@ Exit statuses: 0 when all went well, 1 when something failed, 2 for a wrong comm
 from mailgate.cli.cert import cert
 from mailgate.cli.commands import main
 from mailgate.cli.reload import reload
+from mailgate.cli.sessions import kick, sessions
 from mailgate.cli.trace import trace
 
 main.add_command(cert)
+main.add_command(kick)
 main.add_command(reload)
+main.add_command(sessions)
 main.add_command(trace)
 
 __all__ = ["main"]

@@ -296,7 +296,7 @@ class Metrics(Settings):
 
 
 class Admin(Settings):
-    """The Unix socket that `mailgate trace` and `mailgate reload` talk to."""
+    """The Unix socket that `mailgate trace`, `reload`, `sessions` and `kick` talk to."""
 
     socket: FilePath = Field(description="Its path; it is made with mode 0600.")
 

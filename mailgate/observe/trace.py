@@ -181,6 +181,7 @@ class _Active:
     path: Path
     file: BinaryIO
     written: int = 0
+    joined: bool = False
 
 
 class Trace:
@@ -270,13 +271,34 @@ class Tracer:
         self._audit("trace started", self._facts(active))
         return self._facts(active)
 
-    def stop(self, name: str, by: str) -> bool:
-        """End a trace; return whether there was one."""
+    def join(
+        self, *, name: str, user: str | None, address: str | None, seconds: float, bodies: bool, by: str, path: Path
+    ) -> None:
+        """Take part in a trace that another worker has begun, unless this is the one; raises TraceError.
+
+        Both append whole lines to the same file. That it began, and that its time is over, the other tells.
+        """
+        if name in self._active:
+            return
+        try:
+            handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW)
+        except OSError as error:
+            raise TraceError(f"{path}: {error.strerror}") from error
+        file = os.fdopen(handle, "ab", buffering=0)
+        ends = self._clock() + seconds
+        self._active[name] = _Active(name, user, address, ends, bodies, by, path, file, joined=True)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._active
+
+    def stop(self, name: str, by: str, *, silent: bool = False) -> bool:
+        """End a trace; return whether there was one. ``silent`` says that somebody else tells of it."""
         active = self._active.pop(name, None)
         if active is None:
             return False
         active.file.close()
-        self._audit("trace stopped", self._facts(active) | {"stopped_by": by})
+        if not silent:
+            self._audit("trace stopped", self._facts(active) | {"stopped_by": by})
         return True
 
     def list(self) -> list[dict[str, object]]:
@@ -297,8 +319,8 @@ class Tracer:
 
     def close(self) -> None:
         """End all traces."""
-        for name in list(self._active):
-            self.stop(name, "shutdown")
+        for name, active in list(self._active.items()):
+            self.stop(name, "shutdown", silent=active.joined)
 
     def write(self, active: _Active, session: str, direction: str, line: bytes) -> None:
         """Write a line of a trace that runs; an error of the disk ends the trace and harms no session."""
@@ -306,7 +328,7 @@ class Tracer:
             return
         now = self._clock()
         if now >= active.ends:
-            self.stop(active.id, "time limit")
+            self.stop(active.id, "time limit", silent=active.joined)
             return
         text = line.decode("utf-8", "backslashreplace")
         text = text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
@@ -324,7 +346,7 @@ class Tracer:
         now = self._clock()
         for active in list(self._active.values()):
             if now >= active.ends:
-                self.stop(active.id, "time limit")
+                self.stop(active.id, "time limit", silent=active.joined)
 
     def _facts(self, active: _Active) -> dict[str, object]:
         facts: dict[str, object] = {"id": active.id, "user": active.user, "address": active.address}

@@ -30,6 +30,7 @@ CONNECTION_LIMIT: Final = Refusal(
 PROCESS_FULL: Final = Refusal("process_full", "The server is full.", "UNAVAILABLE", "SYS/TEMP", close=True)
 SHUTTING_DOWN: Final = Refusal("shutting_down", "The server is shutting down.", "UNAVAILABLE", "SYS/TEMP", close=True)
 IDLE: Final = Refusal("idle", "Disconnected for inactivity.", close=True)
+KICKED: Final = Refusal("kicked", "Disconnected by the administrator.", close=True)
 PROTOCOL: Final = Refusal("protocol", "Protocol error.", close=True)
 INTERNAL: Final = Refusal("internal_failure", "Internal error.", "UNAVAILABLE", "SYS/TEMP", close=True)
 DENIED_COMMAND: Final = Refusal("denied_command", "This command is not available here.", "CANNOT", "SYS/PERM")
@@ -62,7 +63,7 @@ SASL_REFUSALS: Final = {
 COUNTED_REASONS: Final = frozenset({AUTH_FAILED.reason, NO_ROUTE.reason})
 """Refusals that count as a failed login of the session: the ones that guessing would cause."""
 
-_FAREWELLS: Final = {refusal.reason: refusal for refusal in (IDLE, SHUTTING_DOWN, PROCESS_FULL, PROTOCOL)}
+_FAREWELLS: Final = {refusal.reason: refusal for refusal in (IDLE, SHUTTING_DOWN, PROCESS_FULL, PROTOCOL, KICKED)}
 
 
 def refusal_for(failure: Failure) -> Refusal:

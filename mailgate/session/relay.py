@@ -69,6 +69,14 @@ class Watch:
     def __len__(self) -> int:
         return len(self._relays)
 
+    def end(self, session: Session, reason: str) -> bool:
+        """End a session's relay; return whether there is one."""
+        for relay in self._relays:
+            if relay.session is session:
+                relay.end(Side.PROXY, reason)
+                return True
+        return False
+
     def end_idle(self, reason: str, at_most: int = sys.maxsize, spared: Container[Mail] = ()) -> int:
         """End relays that have no command under way; return how many are left (for a drain).
 

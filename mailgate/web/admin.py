@@ -1,4 +1,4 @@
-"""Administration over HTTP on a Unix socket, for ``mailgate trace`` and ``mailgate reload``.
+"""Administration over HTTP on a Unix socket, for ``mailgate trace``, ``reload``, ``sessions`` and ``kick``.
 
 Whoever may open the socket, which has mode 0600, may do everything here: its owner and root.
 """
@@ -21,34 +21,45 @@ from mailgate.errors import ConfigError, MailgateError
 BODY_LIMIT = 16 * 1024
 
 
-class Traces(Protocol):
-    """What the administration uses of the protocol traces."""
+class Administration(Protocol):
+    """What can be administered, in all workers at once."""
 
-    def start(
-        self, *, user: str | None, address: str | None, seconds: float, by: str, bodies: bool = False
+    async def start_trace(
+        self, *, user: str | None, address: str | None, seconds: float, bodies: bool
     ) -> dict[str, object]:
         """Begin a trace; raises MailgateError with what is wrong."""
         ...
 
-    def stop(self, name: str, by: str) -> bool:
+    async def stop_trace(self, name: str) -> bool:
         """End a trace; return whether there was one."""
         ...
 
-    def list(self) -> list[dict[str, object]]:
+    async def traces(self) -> list[dict[str, object]]:
         """Return the traces that run."""
         ...
 
+    async def sessions(self) -> dict[str, object]:
+        """Return the open sessions, and which workers did not answer."""
+        ...
 
-Reload = Callable[[], Awaitable[dict[str, object]]]
-"""Puts the configuration's file into force and tells what that changed; raises ConfigError with all that is
-wrong with it, MailgateError when it cannot be done at all."""
+    async def kick(self, *, session: str | None = None, user: str | None = None) -> dict[str, object]:
+        """End a session, or all sessions of a user; return how many, and which workers did not answer."""
+        ...
+
+    @property
+    def reload(self) -> Callable[[], Awaitable[dict[str, object]]]:
+        """Puts the configuration's file into force and tells what that changed.
+
+        It raises ConfigError with all that is wrong with the file, MailgateError when it cannot be done at all.
+        """
+        ...
 
 
-def admin_app(traces: Traces, reload: Reload) -> Starlette:
+def admin_app(house: Administration) -> Starlette:
     """Return the application; errors are answered as ``{"error": text}``."""
 
     async def show(request: Request) -> Response:
-        return JSONResponse({"traces": traces.list()})
+        return JSONResponse({"traces": await house.traces()})
 
     async def start(request: Request) -> Response:
         asked = await _body(request)
@@ -58,24 +69,39 @@ def admin_app(traces: Traces, reload: Reload) -> Starlette:
         if not isinstance(seconds, int | float) or isinstance(seconds, bool) or not isinstance(bodies, bool):
             raise HTTPException(400, "seconds is a number, bodies true or false")
         try:
-            facts = traces.start(user=user, address=address, seconds=seconds, by="admin socket", bodies=bodies)
+            facts = await house.start_trace(user=user, address=address, seconds=seconds, bodies=bodies)
         except MailgateError as error:
             raise HTTPException(409, str(error)) from error
         return JSONResponse(facts, 201)
 
     async def stop(request: Request) -> Response:
-        if not traces.stop(request.path_params["name"], "admin socket"):
+        if not await house.stop_trace(request.path_params["name"]):
             raise HTTPException(404, "there is no such trace")
         return Response(status_code=204)
 
     async def reload_configuration(request: Request) -> Response:
         try:
-            return JSONResponse(await reload())
+            return JSONResponse(await house.reload())
         except ConfigError as error:
             problems = [{"path": one.path, "value": one.value, "message": one.message} for one in error.problems]
             return JSONResponse({"error": "the configuration cannot be used", "problems": problems}, 422)
         except MailgateError as error:
             raise HTTPException(409, str(error)) from error
+
+    async def sessions(request: Request) -> Response:
+        return JSONResponse(await house.sessions())
+
+    async def kick_session(request: Request) -> Response:
+        told = await house.kick(session=request.path_params["name"])
+        if not told["kicked"] and not told["missing"]:
+            raise HTTPException(404, "there is no such session")
+        return JSONResponse(told)
+
+    async def kick_user(request: Request) -> Response:
+        user = _text(await _body(request), "user")
+        if not user:
+            raise HTTPException(400, "name a user")
+        return JSONResponse(await house.kick(user=user))
 
     async def failed(request: Request, error: Exception) -> Response:
         status = error.status_code if isinstance(error, HTTPException) else 500
@@ -88,6 +114,9 @@ def admin_app(traces: Traces, reload: Reload) -> Starlette:
             Route("/v1/trace", show, methods=["GET"]),
             Route("/v1/trace", start, methods=["POST"]),
             Route("/v1/trace/{name}", stop, methods=["DELETE"]),
+            Route("/v1/sessions", sessions, methods=["GET"]),
+            Route("/v1/sessions/{name}/kick", kick_session, methods=["POST"]),
+            Route("/v1/kick", kick_user, methods=["POST"]),
             Route("/v1/reload", reload_configuration, methods=["POST"]),
         ],
         exception_handlers=handlers,

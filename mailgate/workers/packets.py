@@ -137,6 +137,7 @@ class Channel:
         """Close the socket, and what was to be sent or not yet whole."""
         self._forget_queue()
         _close(self._incoming.descriptors)
+        self._incoming = _Incoming()
         self.socket.close()
 
 

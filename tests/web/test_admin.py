@@ -19,8 +19,31 @@ class World:
     def __init__(self, folder: Path) -> None:
         self.audited: list[str] = []
         self.tracer = Tracer(folder, lambda: 100.0, lambda action, facts: self.audited.append(action))
-        self.app = admin_app(self.tracer, self.reload)
+        self.app = admin_app(self)
         self.reloaded: dict[str, object] | MailgateError = {}
+        self.missing: list[object] = []
+        self.kicked: list[tuple[str | None, str | None]] = []
+
+    async def start_trace(self, **asked: Any) -> dict[str, object]:
+        await trio.lowlevel.checkpoint()
+        return self.tracer.start(**asked, by="admin socket")
+
+    async def stop_trace(self, name: str) -> bool:
+        await trio.lowlevel.checkpoint()
+        return self.tracer.stop(name, "admin socket")
+
+    async def traces(self) -> list[dict[str, object]]:
+        await trio.lowlevel.checkpoint()
+        return self.tracer.list()
+
+    async def sessions(self) -> dict[str, object]:
+        await trio.lowlevel.checkpoint()
+        return {"sessions": [{"id": "a1", "user": "joe"}], "missing": self.missing}
+
+    async def kick(self, *, session: str | None = None, user: str | None = None) -> dict[str, object]:
+        await trio.lowlevel.checkpoint()
+        self.kicked.append((session, user))
+        return {"kicked": int(session == "a1" or user == "joe"), "missing": self.missing}
 
     async def reload(self) -> dict[str, object]:
         await trio.lowlevel.checkpoint()
@@ -169,3 +192,28 @@ async def test_a_reload_and_its_outcome(
     told = await world.ask("POST", "/v1/reload")
     assert (told.status_code, told.json()) == (status, answer)
     assert (await world.ask("GET", "/v1/reload")).status_code == 405
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "missing", "status", "kicked"),
+    [
+        ("/v1/sessions/a1/kick", None, [], 200, ("a1", None)),
+        ("/v1/sessions/b2/kick", None, [], 404, ("b2", None)),
+        ("/v1/sessions/b2/kick", None, [{"worker": 1, "error": "died"}], 200, ("b2", None)),
+        ("/v1/kick", {"user": "joe"}, [], 200, (None, "joe")),
+        ("/v1/kick", {"user": "eve"}, [], 200, (None, "eve")),
+        ("/v1/kick", {"user": ""}, [], 400, None),
+        ("/v1/kick", {"user": 5}, [], 400, None),
+        ("/v1/kick", {}, [], 400, None),
+    ],
+)
+async def test_sessions_are_listed_and_ended(
+    path: str, body: Any, missing: list[object], status: int, kicked: object, world: World
+) -> None:
+    world.missing = missing
+    assert (await world.ask("GET", "/v1/sessions")).json()["sessions"] == [{"id": "a1", "user": "joe"}]
+    answer = await world.ask("POST", path, body)
+    assert answer.status_code == status
+    assert world.kicked == ([kicked] if kicked else [])
+    if status == 200:
+        assert answer.json()["missing"] == missing

@@ -1,0 +1,364 @@
+"""What the supervisor decides, with workers that are only the other ends of their channels."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mailgate import config as configuration
+from mailgate import supervisor as module
+from mailgate.config import Config
+from mailgate.errors import MailgateError
+from mailgate.observe import log
+from mailgate.supervisor import Heritage, Logger, Supervisor, Worker
+from mailgate.workers.packets import Channel, Message, channels
+from mailgate.workers.restarts import AT_ONCE
+from tests.support.gateway import logging_as_before  # noqa: F401
+from tests.support.servers import free_ports
+
+
+def text(*listeners: int, more: str = "") -> str:
+    head = more + '[pool.main]\nprotocol = "imap"\nservers = ["127.0.0.1:1"]\ntls = "off"\n'
+    return head + "".join(
+        f'[[listener]]\nname = "at{port}"\nprotocol = "imap"\nbind = "127.0.0.1:{port}"\ntls = "off"\n'
+        for port in listeners
+    )
+
+
+class House:
+    """A supervisor whose workers are played by the test."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.output = io.StringIO()
+        self.supervisor = Supervisor(
+            self.load(), self.relog(), self.load, lambda settings: self.relog(), lambda *_: None
+        )
+        self.supervisor._open()
+        self.supervisor._made.plan = module.Plan()
+        self.supervisor._started = True
+        self.ends: list[Channel] = []
+
+    def load(self) -> Config:
+        return configuration.load(self.path, {})
+
+    def relog(self) -> Logger:
+        return log.configure("json", "debug", self.output)
+
+    def worker(self, slot: int, state: str = "ready") -> tuple[Worker, Channel]:
+        ours, theirs = channels()
+        worker = Worker(slot, 1_000_000 + slot, ours, time.monotonic() - 100, state)
+        self.supervisor.workers.append(worker)
+        self.ends += [ours, theirs]
+        return worker, theirs
+
+    def logged(self, event: str) -> list[dict[str, Any]]:
+        lines = [json.loads(line) for line in self.output.getvalue().splitlines()]
+        return [line for line in lines if line["event"] == event]
+
+
+@pytest.fixture
+def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
+    path = tmp_path / "mailgate.toml"
+    path.write_text(text(*free_ports(1), more="workers = 2\n"))
+    made = House(path)
+    monkeypatch.setattr(made.supervisor, "_fork", lambda: made.worker(len(made.supervisor.workers), "starting"))
+    yield made
+    made.supervisor.workers.clear()
+    made.supervisor._close()
+    for end in made.ends:
+        end.close()
+
+
+def said(channel: Channel) -> list[Message]:
+    with contextlib.suppress(EOFError):
+        return [message for message, _ in channel.receive()]
+    return []
+
+
+# ---------------------------------------------------------------- questions
+
+
+def test_a_question_goes_to_all_that_serve_and_their_answers_to_the_asker(house: House) -> None:
+    (one, to_one), (two, to_two), (_, to_three) = house.worker(0), house.worker(1), house.worker(2, "starting")
+    to_one.put({"word": "ask", "number": 5, "kind": "sessions", "facts": {}})
+    house.supervisor._hear(one)
+    (asked,) = said(to_one)
+    assert asked == {"word": "asked", "ask": asked["ask"], "kind": "sessions", "facts": {}}
+    assert (said(to_two), said(to_three)) == ([asked], [])
+    to_two.put({"word": "reply", "ask": asked["ask"], "answer": {"sessions": [2]}, "error": ""})
+    house.supervisor._hear(two)
+    reply = {"word": "reply", "number": 5, "worker": 1, "answer": {"sessions": [2]}, "error": ""}
+    assert said(to_one) == [reply]
+    # A second answer, or one to a question that nobody asked, counts for nothing.
+    for number in (asked["ask"], asked["ask"] + 1):
+        to_two.put({"word": "reply", "ask": number, "answer": {}, "error": ""})
+    house.supervisor._hear(two)
+    assert said(to_one) == []
+    to_one.put({"word": "reply", "ask": asked["ask"], "answer": {"sessions": [1]}, "error": ""})
+    house.supervisor._hear(one)
+    assert said(to_one) == [
+        reply | {"worker": 0, "answer": {"sessions": [1]}},
+        {"word": "answered", "number": 5},
+    ]
+    assert house.supervisor._asks == {}
+
+
+def test_who_dies_or_is_late_is_left_out_and_told_of(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    (one, to_one), (two, to_two), (_, to_three) = house.worker(0), house.worker(1), house.worker(2)
+    to_one.put({"word": "ask", "number": 5, "kind": "sessions", "facts": {}})
+    house.supervisor._hear(one)
+    to_one.put({"word": "reply", "ask": said(to_one)[0]["ask"], "answer": {}, "error": ""})
+    house.supervisor._hear(one)
+    to_two.close()
+    house.supervisor._ended(two, -9)
+    assert [(reply["worker"], reply["error"]) for reply in said(to_one)] == [(0, ""), (1, "died")]
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + module.ASK_SECONDS + 1)
+    house.supervisor._keep_time()
+    late = {"word": "reply", "number": 5, "worker": 2, "error": f"no answer within {module.ASK_SECONDS:g} s"}
+    assert said(to_one) == [late, {"word": "answered", "number": 5}]
+    to_three.put({"word": "reply", "ask": 1, "answer": {}, "error": ""})
+    house.supervisor._hear(house.supervisor.workers[-1])
+    assert said(to_one) == []
+
+
+def test_an_asker_that_dies_is_answered_no_more(house: House) -> None:
+    (one, to_one), (two, to_two) = house.worker(0), house.worker(1)
+    to_one.put({"word": "ask", "number": 5, "kind": "sessions", "facts": {}})
+    house.supervisor._hear(one)
+    house.supervisor._ended(one, -9)
+    to_two.put({"word": "reply", "ask": said(to_two)[0]["ask"], "answer": {}, "error": ""})
+    house.supervisor._hear(two)
+    assert house.supervisor._asks == {}
+
+
+def test_a_worker_that_says_no_more_is_not_waited_for(house: House) -> None:
+    (one, to_one), (two, to_two) = house.worker(0), house.worker(1)
+    to_two.close()
+    house.supervisor._hear(two)
+    assert two.deaf
+    to_one.put({"word": "ask", "number": 5, "kind": "sessions", "facts": {}})
+    house.supervisor._hear(one)
+    to_one.put({"word": "reply", "ask": said(to_one)[0]["ask"], "answer": {}, "error": ""})
+    house.supervisor._hear(one)
+    assert said(to_one)[-1] == {"word": "answered", "number": 5}
+
+
+# ---------------------------------------------------------------- deaths
+
+
+def test_a_dead_worker_is_replaced_and_the_log_says_how_it_died(house: House) -> None:
+    one, _ = house.worker(0)
+    house.worker(1)
+    house.supervisor._ended(one, -11)
+    (line,) = house.logged("a worker died")
+    assert line.items() >= {"worker": 0, "pid": one.pid, "signal": "SIGSEGV", "level": "error"}.items()
+    house.supervisor._keep_number()
+    assert [worker.state for worker in house.supervisor.workers] == ["ready", "starting"]
+
+
+def test_workers_that_die_again_and_again_are_replaced_slowly(house: House) -> None:
+    for _ in range(AT_ONCE + 1):
+        worker, _ = house.worker(0)
+        worker.began = time.monotonic()
+        house.supervisor._ended(worker, 1)
+    assert len(house.logged("a worker died")) == AT_ONCE + 1
+    assert len(house.logged("workers die again and again")) == 1
+    house.supervisor._keep_number()
+    assert house.supervisor.workers == []
+    assert 0 < house.supervisor._patience() <= 501
+
+
+def test_a_worker_that_was_asked_to_end_has_not_died(house: House) -> None:
+    one, _ = house.worker(0, "leaving")
+    house.supervisor._ended(one, 0)
+    assert house.logged("a worker died") == []
+
+
+def test_a_worker_that_cannot_begin_ends_the_start_with_its_sentence(house: House) -> None:
+    house.supervisor._started = False
+    one, to_one = house.worker(0, "starting")
+    to_one.put({"word": "failed", "error": "cannot be used"})
+    to_one.close()
+    with pytest.raises(MailgateError, match=r"^cannot be used$"):
+        house.supervisor._ended(one, 1)
+
+
+def test_a_worker_that_is_killed_while_it_begins_is_replaced(house: House) -> None:
+    house.supervisor._started = False
+    one, _ = house.worker(0, "starting")
+    house.supervisor._ended(one, -9)
+    house.supervisor._keep_number()
+    assert [worker.state for worker in house.supervisor.workers] == ["starting", "starting"]
+
+
+# ---------------------------------------------------------------- reloading
+
+
+def applied(house: House, worker: Worker, end: Channel, error: str = "") -> None:
+    end.put({"word": "applied", "error": error})
+    house.supervisor._hear(worker)
+
+
+def test_a_reload_is_answered_when_all_have_put_it_into_force(house: House) -> None:
+    (one, to_one), (two, to_two) = house.worker(0), house.worker(1)
+    (port,) = free_ports(1)
+    house.path.write_text(text(port, more="workers = 2\n"))
+    to_one.put({"word": "reload", "number": 3})
+    house.supervisor._hear(one)
+    house.supervisor._reload(house.supervisor._wanted.popleft())
+    for end in (to_one, to_two):
+        ((order, descriptors), *_) = end.receive()
+        assert (order["word"], order["doors"]) == ("apply", [["mail", f"127.0.0.1:{port}"]])
+        for one_of_them in descriptors:
+            os.close(one_of_them)
+        assert len(descriptors) == 1
+    assert len(house.logged("configuration reloaded")) == 1
+    applied(house, one, to_one)
+    assert said(to_one) == []
+    applied(house, two, to_two)
+    (answer,) = said(to_one)
+    assert answer["word"] == "done"
+    assert f"listener at{port}: added" in answer["changed"]
+
+
+def test_who_cannot_put_it_into_force_is_replaced_and_keeps_its_sessions(house: House) -> None:
+    (one, to_one), (two, to_two) = house.worker(0), house.worker(1)
+    house.path.write_text(house.path.read_text() + '[log]\nlevel = "debug"\n')
+    house.supervisor._reload([(one, 3)])
+    assert [message["word"] for message in said(to_one)] == ["apply"]
+    assert [message["word"] for message in said(to_two)] == ["apply"]
+    applied(house, one, to_one)
+    applied(house, two, to_two, "no memory")
+    assert said(to_two) == [{"word": "signal", "number": signal.SIGQUIT}]
+    assert two.state == "leaving"
+    assert [message["word"] for message in said(to_one)] == ["done"]
+    assert house.logged("a worker is replaced: it cannot reload")[0]["error"] == "no memory"
+    house.supervisor._keep_number()
+    assert [worker.state for worker in house.supervisor.workers] == ["ready", "leaving", "starting"]
+
+
+def test_a_bad_configuration_changes_nothing(house: House) -> None:
+    one, to_one = house.worker(0)
+    before = house.supervisor.config
+    house.path.write_text(house.path.read_text() + "[limits]\nsessions = 0\n")
+    house.supervisor._reload([(one, 3)])
+    answer = said(to_one)[-1]
+    assert answer["problems"] == [["limits.sessions", "0", "must be at least 1"]]
+    assert house.supervisor.config is before
+    house.path.write_text(house.path.read_text().replace("sessions = 0", "").replace("workers = 2", "workers = 64"))
+    house.supervisor._reload([(one, 4)])
+    assert said(to_one)[-1]["problems"] == [["workers", "64", "more than 16 need a restart"]]
+
+
+def test_workers_that_are_too_many_leave_and_are_not_told_to_reload(house: House) -> None:
+    (one, to_one), (two, to_two) = house.worker(0), house.worker(1)
+    house.path.write_text(house.path.read_text().replace("workers = 2", "workers = 1"))
+    house.supervisor._reload([])
+    assert said(to_one)[0]["word"] == "apply"
+    assert [message["word"] for message in said(to_two)] == ["signal"]
+    assert (one.state, two.state) == ("ready", "leaving")
+
+
+def test_one_that_dies_meanwhile_does_not_hold_up_the_answer(house: House) -> None:
+    (one, to_one), (two, to_two) = house.worker(0), house.worker(1)
+    house.supervisor._reload([(one, 3)])
+    applied(house, one, to_one)
+    to_two.close()
+    house.supervisor._ended(two, -9)
+    assert said(to_one)[-1]["word"] == "done"
+
+
+def test_nobody_reloads_while_the_gateway_stops(house: House) -> None:
+    one, to_one = house.worker(0)
+    to_one.put({"word": "reload", "number": 3})
+    house.supervisor._hear(one)
+    house.supervisor._stop(signal.SIGTERM)
+    to_one.put({"word": "reload", "number": 4})
+    house.supervisor._hear(one)
+    refused = [message for message in said(to_one) if message["word"] == "done"]
+    assert [(message["number"], message["error"]) for message in refused] == [
+        (3, "the gateway is shutting down"),
+        (4, "the gateway is shutting down"),
+    ]
+
+
+def test_a_stop_breaks_off_a_configuration_that_takes_long(house: House) -> None:
+    one, to_one = house.worker(0)
+
+    def slow() -> Config:
+        signal.raise_signal(signal.SIGTERM)
+        raise AssertionError
+
+    house.supervisor._load = slow
+    with house.supervisor._hearing():
+        house.supervisor._reload([(one, 3)])
+        assert said(to_one)[-1]["error"] == "the gateway is shutting down"
+        house.supervisor._signalled()
+    assert house.supervisor._stopping
+    assert one.state == "ending"
+
+
+# ---------------------------------------------------------------- the end
+
+
+def test_a_second_signal_is_handed_on_too(house: House) -> None:
+    one, to_one = house.worker(0)
+    house.supervisor._stop(signal.SIGTERM)
+    house.supervisor._stop(signal.SIGINT)
+    assert [message["number"] for message in said(to_one)] == [signal.SIGTERM, signal.SIGINT]
+    assert [len(house.logged(event)) for event in ("stopping", "stopping at once")] == [1, 1]
+    house.supervisor._ended(one, 0)
+    assert house.logged("a worker died") == []
+
+
+def test_a_worker_that_does_not_end_is_killed(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, _ = house.worker(0)
+    killed: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "kill", lambda *both: killed.append(both))
+    house.supervisor._stop(signal.SIGTERM)
+    house.supervisor._keep_time()
+    assert killed == []
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + house.supervisor.config.shutdown.drain + 11)
+    house.supervisor._keep_time()
+    assert killed == [(one.pid, signal.SIGKILL)]
+
+
+def running(work: Callable[[Config, Logger, Heritage], None], path: Path, output: io.StringIO | None) -> Supervisor:
+    config = configuration.load(path, {})
+    return Supervisor(config, log.configure("json", "info", output), None, lambda _: log.configure(None, "info"), work)
+
+
+def test_a_worker_that_fails_at_its_start_fails_the_gateway(tmp_path: Path) -> None:
+    path, output = tmp_path / "mailgate.toml", io.StringIO()
+    path.write_text(text(*free_ports(1)))
+
+    def work(config: Config, logger: Logger, heritage: Heritage) -> None:
+        raise MailgateError(f"worker {heritage.slot} cannot begin")
+
+    with pytest.raises(MailgateError, match=r"^worker 0 cannot begin$"):
+        running(work, path, output).run()
+
+
+def test_an_error_of_our_own_in_a_worker_is_shown_whole(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "mailgate.toml"
+    path.write_text(text(*free_ports(1)))
+
+    def work(config: Config, logger: Logger, heritage: Heritage) -> None:
+        raise ZeroDivisionError("oops")
+
+    with pytest.raises(MailgateError, match="the log says why"):
+        running(work, path, None).run()
+    (line,) = (line for line in capfd.readouterr().err.splitlines() if "of mailgate's own" in line)
+    assert "ZeroDivisionError: oops" in json.loads(line)["exception"]
