@@ -60,7 +60,7 @@ Done = Callable[[End], None]
 class _Leg:
     """One of a pair's two sockets."""
 
-    __slots__ = ("asked", "backlog", "broken", "fd", "for_client", "pair", "sock", "tls")
+    __slots__ = ("asked", "backlog", "broken", "fd", "for_client", "more", "pair", "sock", "tls")
 
     def __init__(self, sock: socket.socket, pair: _Pair, *, for_client: bool) -> None:
         self.sock = sock
@@ -70,6 +70,8 @@ class _Leg:
         self.for_client = for_client
         self.backlog: bytearray | None = None
         self.broken = False
+        self.more = False
+        """Whether TLS has something to tell already, of which epoll will not: bytes, the end or an error."""
         self.asked = _IN
         """What epoll is asked for; -1 when it is not asked at all."""
 
@@ -91,8 +93,11 @@ class _Pair:
         """The last moment that a timer was set for."""
 
     def finish(self) -> None:
-        """See ``Relay.wake``."""
-        self.engine._finish(self)
+        """See ``Relay.wake``. An error here ends this relay, and does not reach who ended it from outside."""
+        try:
+            self.engine._finish(self)
+        except Exception as error:
+            self.engine._crash(self, error)
 
 
 class Engine:
@@ -104,7 +109,7 @@ class Engine:
         self._watch = watch
         self._epoll = select.epoll()
         self._legs: dict[int, _Leg] = {}
-        self._again: list[_Leg] = []
+        self._again: dict[_Leg, None] = {}
         self._timers: list[tuple[float, int, _Pair]] = []
         self._order = count()
         self._nudge = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -153,7 +158,7 @@ class Engine:
             for leg in legs:
                 self._epoll.register(leg.fd, leg.asked)
                 if leg.tls and leg.sock.pending():  # type: ignore[attr-defined]
-                    # What TLS has taken from the socket already, epoll does not tell of.
+                    leg.more = True
                     self._look_again(leg)
             if early_client:
                 relay.client_said(bytearray(early_client), len(early_client), now)
@@ -226,10 +231,11 @@ class Engine:
         now = trio.current_time()
         until = now + timeout
         while True:
-            ready = poll(0 if self._again else until - now, EVENTS)
+            put_off = bool(self._again)
+            ready = poll(0 if put_off else until - now, EVENTS)
             if self._turn(ready):
                 return
-            if ready:
+            if ready or put_off:
                 # What a relay told may have woken a task, which must not wait for long.
                 until = min(until, now + TRIO_SECONDS)
             now = trio.current_time()
@@ -252,7 +258,7 @@ class Engine:
             else:
                 trio_is_ready = trio_is_ready or fd == self._trio
         if self._again:
-            put_off, self._again = self._again, []
+            put_off, self._again = self._again, {}
             for leg in put_off:
                 if legs.get(leg.fd) is leg:
                     self._resume(leg, now)
@@ -276,15 +282,16 @@ class Engine:
 
     def _resume(self, leg: _Leg, now: float) -> None:
         """Go on with a socket whose turn was over."""
-        relay = leg.pair.relay
+        pair = leg.pair
+        relay = pair.relay
         try:
             if leg.for_client and relay.ready:
                 relay.again(now)
             elif leg.asked & _IN:
                 self._receive(leg, now)
-            self._pass(leg.pair, now)
+            self._pass(pair, now)
         except Exception as error:
-            self._crash(leg.pair, error)
+            self._crash(pair, error)
 
     def fail(self, error: Exception) -> None:
         """Let ``run`` raise an error."""
@@ -297,7 +304,7 @@ class Engine:
 
     def _look_again(self, leg: _Leg) -> None:
         """Serve a socket in the next turn, though epoll may not tell of it."""
-        self._again.append(leg)
+        self._again[leg] = None
         if not self._turning:
             self._wake_trio()
 
@@ -323,7 +330,7 @@ class Engine:
         reason = "closed"
         try:
             size = self._read(leg)
-        except (BlockingIOError, ssl.SSLWantReadError):
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
             return
         except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
             size = 0
@@ -346,6 +353,7 @@ class Engine:
         sock = leg.sock
         if not leg.tls:
             return sock.recv_into(self._buffer)
+        leg.more = False
         read = sock.read  # type: ignore[attr-defined]
         size: int = read(BURST, self._buffer)
         if size <= LONE:
@@ -359,14 +367,21 @@ class Engine:
                     break
                 size += more
             else:
-                if sock.pending():  # type: ignore[attr-defined]
+                leg.more = bool(sock.pending())  # type: ignore[attr-defined]
+                if leg.more:
                     self._look_again(leg)
-        except (ssl.SSLWantReadError, ssl.SSLEOFError, ssl.SSLZeroReturnError):
-            # Nothing more for now, or an end that the next call tells of again.
+                return size
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
             return size
+        except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
+            # The next call tells of it again.
+            pass
         except OSError:
             # OpenSSL tells of an error once and of the end from then on.
             leg.broken = True
+        # What ended TLS need not have ended the connection, and epoll only tells of that.
+        leg.more = True
+        self._look_again(leg)
         return size
 
     def _lost(self, leg: _Leg, now: float) -> None:
@@ -475,6 +490,9 @@ class Engine:
         else:
             self._epoll.modify(leg.fd, events)
         leg.asked = events
+        if leg.more and events > 0 and events & _IN:
+            # Its turn came while it was not to be read.
+            self._look_again(leg)
 
     def _crash(self, pair: _Pair, error: Exception) -> None:
         """Contain an error of the gateway's own."""
@@ -484,10 +502,11 @@ class Engine:
     def _finish(self, pair: _Pair) -> None:
         """Tell the client why, close both sockets, and say so to whom it concerns; once."""
         relay = pair.relay
-        if self._legs.pop(pair.client.fd, None) is None:
+        if self._legs.get(pair.client.fd) is not pair.client:
             return
         self._touched = True
-        del self._legs[pair.upstream.fd]
+        for leg in (pair.client, pair.upstream):
+            self._legs.pop(leg.fd, None)
         self._watch.remove(relay)
         try:
             relay.sending = pair.client.backlog is not None
@@ -495,6 +514,9 @@ class Engine:
             if line and self._send(pair.client, line) == len(line):
                 relay.session.bytes_out += len(line)
             relay.tell_bytes()
+        except Exception as error:
+            relay.crashed(error)
+            end = End(Side.PROXY, "internal")
         finally:
             relay.wake = _nothing
             for leg in (pair.client, pair.upstream):
