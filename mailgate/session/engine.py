@@ -79,7 +79,7 @@ class _Leg:
 class _Pair:
     """A relay's two sockets."""
 
-    __slots__ = ("client", "done", "due", "engine", "relay", "upstream")
+    __slots__ = ("calm", "client", "done", "due", "engine", "relay", "upstream")
 
     def __init__(
         self, engine: Engine, relay: Relay, client: socket.socket, upstream: socket.socket, done: Done
@@ -89,6 +89,8 @@ class _Pair:
         self.client = _Leg(client, self, for_client=True)
         self.upstream = _Leg(upstream, self, for_client=False)
         self.done = done
+        self.calm = True
+        """Whether both sockets are read and none has a backlog."""
         self.due = math.inf
         """The last moment that a timer was set for."""
 
@@ -161,7 +163,7 @@ class Engine:
                     leg.more = True
                     self._look_again(leg)
             if early_client:
-                relay.client_said(bytearray(early_client), len(early_client), now)
+                relay.client_said(early_client, now)
                 self._pass(pair, now)
             if early_upstream and not relay.over:
                 relay.upstream_sent(bytearray(early_upstream), len(early_upstream), now)
@@ -396,23 +398,15 @@ class Engine:
         """Send what the relay has for either side: upstream first, as views into the buffer may be among it."""
         relay = pair.relay
         core = relay.core
-        client, upstream = pair.client, pair.upstream
-        if core.to_upstream and self._send(upstream, relay.for_upstream()) < 0:
+        if core.to_upstream and self._send(pair.upstream, relay.for_upstream()) < 0:
             relay.upstream_deaf(now)
         if core.to_client:
-            sent = self._send(client, relay.for_client())
+            sent = self._send(pair.client, relay.for_client())
             if sent < 0:
                 relay.client_deaf(now)
             else:
                 relay.delivered(sent, now)
-        if (
-            relay.stalled
-            or relay.outcome is not None
-            or client.backlog is not None
-            or upstream.backlog is not None
-            or client.asked != _IN
-            or upstream.asked != _IN
-        ):
+        if relay.stalled or not pair.calm:
             self._arrange(pair, now)
 
     def _send(self, leg: _Leg, data: Buffer) -> int:
@@ -429,6 +423,7 @@ class Engine:
             return -1
         if sent < size:
             leg.backlog = bytearray(memoryview(data)[sent:])
+            leg.pair.calm = False
         return sent
 
     def _send_backlog(self, leg: _Leg, now: float) -> None:
@@ -472,6 +467,7 @@ class Engine:
         self._ask(client, (_IN if reads else 0) | (_OUT if client.backlog is not None else 0))
         reads = client.backlog is None
         self._ask(upstream, (_IN if reads else 0) | (_OUT if upstream.backlog is not None else 0))
+        pair.calm = client.asked == upstream.asked == _IN
         if (due := relay.due) != pair.due:
             pair.due = due
             if due < math.inf:

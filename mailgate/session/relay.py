@@ -110,9 +110,9 @@ class Relay:
     commands in flight are awaited after the client has gone. ``farewell`` makes, for a reason, the
     line that a client is told when the gateway ends its session at the end of a response.
 
-    For its shell: while ``stalled`` the client is not read; ``outcome`` is set once the end is in
-    sight and ``over`` says that it has come; at the time ``due`` it wants to be told by ``tick``.
-    The shell keeps ``sending`` true while the client has not taken what it was sent, and sets
+    For its shell: while ``stalled`` the client is not read, and there may be more to see to: ``outcome`` is
+    set once the end is in sight, and ``over`` says that it has come; at the time ``due`` it wants to be told
+    by ``tick``. The shell keeps ``sending`` true while the client has not taken what it was sent, and sets
     ``wake``, which is called when the relay is ended from outside.
     """
 
@@ -196,8 +196,7 @@ class Relay:
 
     def end(self, side: Side, reason: str) -> None:
         """End the relay now; the first reason given is the one that is logged."""
-        self.outcome = self.outcome or End(side, reason)
-        self._final = True
+        self._decide(side, reason)
         self.wake()
 
     def sweep(self, now: float) -> None:
@@ -210,12 +209,8 @@ class Relay:
 
     def client_sent(self, data: bytearray, end: int, now: float) -> None:
         """Take ``data[:end]`` from the client."""
-        self.session.bytes_in += end
-        self.client_said(data, end, now)
-
-    def client_said(self, data: bytearray, end: int, now: float) -> None:
-        """Take what the client sent before the relay began, which is counted already."""
         self._active = now
+        self.session.bytes_in += end
         if self._trace is not None:
             self._trace.client(bytes(data[:end]))
         core = self.core
@@ -226,6 +221,11 @@ class Relay:
             self._tell_finished()
         if used < end or core.held or core.delay or core.fatal:
             self._hold(now)
+
+    def client_said(self, data: bytes, now: float) -> None:
+        """Take what the client sent before the relay began, which is counted already."""
+        self.session.bytes_in -= len(data)
+        self.client_sent(bytearray(data), len(data), now)
 
     def again(self, now: float) -> None:
         """Offer the core what it has not taken; to be called when ``ready``, the others having had their turn."""
@@ -268,11 +268,13 @@ class Relay:
 
     def for_upstream(self) -> Buffer:
         """Take what goes to the upstream now."""
-        return _joined(self.core.to_upstream)
+        pieces = self.core.to_upstream
+        return pieces.pop() if len(pieces) == 1 else _joined(pieces)
 
     def for_client(self) -> Buffer:
         """Take what goes to the client now: nothing more when it has stopped listening."""
-        out = _joined(self.core.to_client)
+        pieces = self.core.to_client
+        out = pieces.pop() if len(pieces) == 1 else _joined(pieces)
         if self.deaf:
             return b""
         if self._trace is not None:
@@ -333,7 +335,7 @@ class Relay:
 
     def _decide(self, side: Side, reason: str) -> None:
         self.outcome = self.outcome or End(side, reason)
-        self._final = True
+        self._final = self.stalled = True
 
     @property
     def over(self) -> bool:
@@ -378,7 +380,7 @@ class Relay:
 
 
 def _joined(pieces: list[Buffer]) -> Buffer:
-    """Take all pieces as one, without a copy where there is only one."""
-    out = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+    """Take all pieces as one."""
+    out = b"".join(pieces)
     pieces.clear()
     return out

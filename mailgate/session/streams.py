@@ -87,7 +87,7 @@ class Pumps:
         relay = self._relay
         view = memoryview(self._buffer)
         if early:
-            relay.client_said(bytearray(early), len(early), trio.current_time())
+            relay.client_said(early, trio.current_time())
             await self._pass_on()
         while True:
             while relay.stalled:
