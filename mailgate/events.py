@@ -15,7 +15,8 @@ from mailgate.model import Failure, Session, Side
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """The root of all events. ``session`` is live: observers read it and never write it."""
+    """The root of all events. ``session`` is live: observers read it and never write it.
+    """
 
     session: Session
 
@@ -139,11 +140,17 @@ def fan_out(observers: tuple[Emit, ...], on_error: Callable[[Emit, BaseException
     """Return an Emit that tells every observer in turn.
 
     An observer that raises is reported to ``on_error`` and the others are still told: what
-    watches mail must not be able to stop it.
+    watches mail must not be able to stop it. One that has a set ``hears`` of events is told of no others.
     """
+    audiences: dict[type[Event], tuple[Emit, ...]] = {}
 
     def emit(event: Event) -> None:
-        for observer in observers:
+        kind = type(event)
+        audience = audiences.get(kind)
+        if audience is None:
+            audience = tuple(one for one in observers if kind in getattr(one, "hears", (kind,)))
+            audiences[kind] = audience
+        for observer in audience:
             try:
                 observer(event)
             except Exception as error:

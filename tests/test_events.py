@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from mailgate import events
-from mailgate.model import Peer, Protocol, Session
+from mailgate.model import Peer, Protocol, Session, Side
 
 SESSION = Session("x", Protocol.IMAP, "imaps", Peer("unix", 0), 0.0)
 OPENED = events.SessionOpened(SESSION)
@@ -44,6 +44,24 @@ def test_what_ends_a_program_is_not_an_observer_s_error() -> None:
     emit = events.fan_out((interrupted,), lambda observer, error: pytest.fail("reported"))
     with pytest.raises(KeyboardInterrupt):
         emit(OPENED)
+
+
+def test_an_observer_is_told_what_it_hears_only() -> None:
+    class Choosy:
+        hears = frozenset({events.SessionOpened})
+
+        def __init__(self) -> None:
+            self.told: list[events.Event] = []
+
+        def __call__(self, event: events.Event) -> None:
+            self.told.append(event)
+
+    choosy, told = Choosy(), list[events.Event]()
+    emit = events.fan_out((choosy, told.append), lambda observer, error: pytest.fail(str(error)))
+    closed = events.SessionClosed(SESSION, Side.CLIENT, "closed", 1.0)
+    for event in (OPENED, closed, OPENED):
+        emit(event)
+    assert (choosy.told, told) == ([OPENED, OPENED], [OPENED, closed, OPENED])
 
 
 def test_nobody_listens() -> None:

@@ -98,6 +98,18 @@ def configure(
 class SessionLog:
     """An observer of events that writes the log's lines."""
 
+    hears: Final = frozenset(
+        {
+            events.SessionClosed,
+            events.LoginRefused,
+            events.UpstreamRefused,
+            events.TlsFailed,
+            events.LimitStruck,
+            events.CrashedSession,
+        }
+    )
+    """The events that have a line."""
+
     def __init__(self, logger: structlog.stdlib.BoundLogger) -> None:
         self._log = logger
 

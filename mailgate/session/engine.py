@@ -204,7 +204,7 @@ class Engine:
                 ready = self._epoll.poll(0, EVENTS)
                 if not ready and not self._again:
                     break
-                self._turn(ready)
+                self._turn(ready, trio.current_time())
             else:
                 await trio.lowlevel.checkpoint()
                 continue
@@ -222,34 +222,34 @@ class Engine:
                 raise self._failed
             self._tick()
             if self._again:
-                self._turn([])
+                self._turn([], trio.current_time())
 
     def serve_while_trio_waits(self, timeout: float) -> None:
         """Serve until Trio has something to do, for ``timeout`` seconds at most; Trio looks for it next."""
         poll = self._epoll.poll
-        if timeout <= 0:
-            self._turn(poll(0, EVENTS))
-            return
         now = trio.current_time()
+        if timeout <= 0:
+            self._turn(poll(0, EVENTS), now)
+            return
         until = now + timeout
+        latest = math.inf
         while True:
             put_off = bool(self._again)
-            ready = poll(0 if put_off else until - now, EVENTS)
-            if self._turn(ready):
-                return
-            if ready or put_off:
-                # What a relay told may have woken a task, which must not wait for long.
-                until = min(until, now + TRIO_SECONDS)
+            ready = poll(0 if put_off else min(until, latest) - now, EVENTS)
             now = trio.current_time()
-            if now >= until or self._touched:
+            if self._turn(ready, now):
+                return
+            if latest == math.inf and (ready or put_off):
+                # What a relay told may have woken a task, which must not wait for long.
+                latest = now + TRIO_SECONDS
+            if now >= until or now >= latest or self._touched:
                 # Trio would wait for as long as it had meant to.
                 self._touched = False
                 self._wake_trio()
                 return
 
-    def _turn(self, ready: list[tuple[int, int]]) -> bool:
+    def _turn(self, ready: list[tuple[int, int]], now: float) -> bool:
         """Serve each socket that has something, and those that were put off; return whether Trio has something."""
-        now = trio.current_time()
         legs = self._legs
         trio_is_ready = False
         self._turning = True

@@ -360,9 +360,9 @@ class Relay:
     def _tell_finished(self) -> None:
         session, emit = self.session, self._emit
         finished = self.core.finished
-        for done in finished:
-            session.commands += 1
-            emit(CommandFinished(session, done.verb, done.result, done.seconds))
+        session.commands += len(finished)
+        for verb, result, seconds in finished:
+            emit(CommandFinished(session, verb, result, seconds))
         finished.clear()
 
     def tell_bytes(self) -> None:
