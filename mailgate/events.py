@@ -15,8 +15,7 @@ from mailgate.model import Failure, Session, Side
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """The root of all events. ``session`` is live: observers read it and never write it.
-    """
+    """The root of all events. ``session`` is live: observers read it and never write it."""
 
     session: Session
 

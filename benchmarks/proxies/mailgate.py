@@ -11,6 +11,7 @@ from tests.support.servers import free_ports, mailgate
 
 HEAD = """
 hostname = "{host}"
+workers = 1
 
 [tls]
 certificate = "{site.certificate}"
