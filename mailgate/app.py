@@ -30,11 +30,13 @@ from mailgate.doors import Door, Doors, Opener, Place, Plan, open_place, told
 from mailgate.drain import drain
 from mailgate.errors import ConfigError, ConfigProblem, MailgateError, UpstreamFailed
 from mailgate.generation import Generation, Lasting
-from mailgate.model import Peer, Protocol, Session
+from mailgate.ledger import Seat
+from mailgate.model import Peer, Protocol, Session, State
 from mailgate.net.listener import ListenError, serve, take_waiting
 from mailgate.observe import log
 from mailgate.observe.metrics import Metrics
 from mailgate.observe.trace import Tracer
+from mailgate.policy import answers
 from mailgate.reception import Reception
 from mailgate.session.engine import Engine
 from mailgate.session.relay import Watch
@@ -115,9 +117,11 @@ class Gateway:
             self._audit,
             self.reload,
         )
+        self._seat = Seat(heritage.ledger, heritage.slot, self._overflowed) if heritage is not None else None
+        self._uncounted = False
         buffer = burst_buffer()
         self.engine = Engine(buffer, self.watch)
-        self._lasting = Lasting(self.emit, self.watch, self.engine, self.tracer, buffer)
+        self._lasting = Lasting(self.emit, self.watch, self.engine, self.tracer, buffer, self._seat)
         if heritage is None:
             self.current = Generation(config, self._lasting, Upstreams(config, self._tell_of_upstream))
         else:
@@ -149,15 +153,21 @@ class Gateway:
                 async with trio.open_nursery() as services:
                     services.start_soon(self.watch.run)
                     services.start_soon(self.engine.run)
+                    if self._seat is not None:
+                        services.start_soon(self._make_room, self._seat)
                     async with trio.open_nursery() as sessions:
                         async with trio.open_nursery() as listeners:
                             self._house = House(services, sessions, listeners)
                             self._enter(self.current, plan)
+                            if self._seat is not None:
+                                self._seat.serving(True)
                             self._tell_warnings()
                             task_status.started([door.socket for door in plan.opened if door.place.kind == "mail"])
                             if isinstance(self._bus, WorkerBus):
                                 services.start_soon(self._obey, self._bus)
                             await self._until_stopped(signals)
+                            if self._seat is not None:
+                                self._seat.serving(False)
                             listeners.cancel_scope.cancel()
                         if self._leaving:
                             await self._until_empty(signals)
@@ -215,7 +225,7 @@ class Gateway:
             with door.scope:
                 match door.place.kind:
                     case "mail":
-                        await serve([door.socket], handle, self._house.sessions, self._pause)
+                        await serve([door.socket], handle, self._house.sessions, self._pause, self._seat)
                     case "metrics":
                         app = http.metrics_app(self.metrics.scrape, self._not_ready)
                         await http.serve_http(app, door.socket, door.gone)
@@ -230,6 +240,25 @@ class Gateway:
     def _pause(self, reason: str) -> None:
         self.metrics.accept_pauses.inc()
         self.log.error("accepting rests for a moment", reason=reason, listener="all")
+
+    async def _make_room(self, seat: Seat) -> None:
+        """End the sessions that give way to newcomers of other workers."""
+        full = answers.PROCESS_FULL.reason
+        while True:
+            await trio.lowlevel.wait_readable(seat.fileno())
+            for name, rule in seat.due():
+                session = self.sessions.get(name)
+                # It may have logged in since room was made of it.
+                if session is not None and session.state is State.RELAY and self.watch.end(session, full):
+                    self.emit(events.LimitStruck(session, rule, "shed"))
+                else:
+                    self.reception.shed(name, rule)
+
+    def _overflowed(self) -> None:
+        self.metrics.ledger_overflows.inc()
+        if not self._uncounted:
+            self._uncounted = True
+            self.log.warning("an address is counted by this worker alone", sessions=self.config.limits.sessions)
 
     async def _until_stopped(self, signals: AsyncIterator[int]) -> None:
         async for number in signals:

@@ -21,6 +21,7 @@ from mailgate.model import Login, Route, Session, TlsInfo
 from mailgate.net.tls import ServerTls, Use
 from mailgate.observe.trace import Tracer
 from mailgate.policy.gate import Gate, GateSettings
+from mailgate.policy.limits import Counts
 from mailgate.routing.static import StaticRouter
 from mailgate.session.dialogue import Services, SignedIn
 from mailgate.session.engine import Engine
@@ -35,13 +36,17 @@ LINGER_SECONDS: Final = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Lasting:
-    """What outlives every configuration and serves the sessions of all of them."""
+    """What outlives every configuration and serves the sessions of all of them.
+
+    ``counts`` are what the gates of several workers count together; None where this process is alone.
+    """
 
     emit: Emit
     watch: Watch
     engine: Engine
     tracer: Tracer
     buffer: bytearray
+    counts: Counts | None
 
 
 class Generation:
@@ -69,7 +74,7 @@ class Generation:
         if earlier is not None:
             upstreams.learn_from(earlier.upstreams)
         limits = config.limits
-        self.gate: Gate = Gate(_gate_settings(limits), earlier.gate if earlier is not None else None)
+        self.gate: Gate = Gate(_gate_settings(limits), earlier.gate if earlier is not None else None, lasting.counts)
         self.router = StaticRouter(config.route)
         self._pools = {listener.name: self._pools_of(listener) for listener in config.listener}
         self.services = Services(

@@ -78,6 +78,13 @@ class Reception:
             self._farewells[name] = farewell
             scope.cancel()
 
+    def shed(self, name: str, rule: str) -> None:
+        """End a session that is not in a relay, since it gives way to a newcomer by a limit's rule."""
+        scope = self.scopes.get(name)
+        if scope is not None:
+            self._emit(events.LimitStruck(self.sessions[name], rule, "shed"))
+            scope.cancel()
+
     async def serve(self, generation: Generation, listener: Listener, stream: SocketStream, peer: Peer) -> None:
         """Serve one connection from its acceptance to its end, as one of a generation's."""
         state = State.HANDSHAKE if listener.tls == "implicit" else State.LOGIN
@@ -90,8 +97,7 @@ class Reception:
                 await self._tell(listener, stream, admission.verdict.refusal)
             return
         for name in admission.shed:
-            self._emit(events.LimitStruck(self.sessions[name], admission.shed_rule, "shed"))
-            self.scopes[name].cancel()
+            self.shed(name, admission.shed_rule)
         self.sessions[session.id] = session
         self._emit(events.SessionOpened(session))
         connection = Connection(self, generation, listener, stream, session)

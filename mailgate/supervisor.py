@@ -34,6 +34,7 @@ from mailgate.doors import Door, Doors, Plan, told
 from mailgate.errors import ConfigError, ConfigProblem, MailgateError
 from mailgate.events import Emit, Event
 from mailgate.generation import server_tls
+from mailgate.ledger import Ledger
 from mailgate.net.tls import ServerTls
 from mailgate.observe.cells import SharedCells
 from mailgate.observe.metrics import SupervisorMetrics
@@ -93,7 +94,7 @@ class Ear:
 class Heritage:
     """What a worker has from the supervisor; ``slot`` is its number, which no other living worker has.
 
-    ``cells`` is what all of them count into, each in the part of its slot.
+    ``cells`` is what all of them count into, each in the part of its slot; the ``ledger`` has the counts of limits.
     """
 
     slot: int
@@ -103,6 +104,7 @@ class Heritage:
     ear: Ear
     channel: Channel
     cells: SharedCells
+    ledger: Ledger
 
     def named(self, logger: Logger, config: Config) -> Logger:
         """Return a logger whose lines say which worker they are of, where there is more than one."""
@@ -185,6 +187,7 @@ class Supervisor:
         self._loading = False
         self.slots = max(SLOTS, 2 * config.workers)
         self._cells = SharedCells(self.slots)
+        self._ledger = Ledger.create(self.slots, config.limits.sessions)
         self._metrics = SupervisorMetrics(self._cells)
         self._look_at_files = 0.0
 
@@ -411,7 +414,7 @@ class Supervisor:
             gc.freeze()
             doors = [Door(door.place, door.socket) for door in self._doors.open]
             made = self._made
-            heritage = Heritage(slot, doors, made.tls, made.upstreams, self._ear, channel, self._cells)
+            heritage = Heritage(slot, doors, made.tls, made.upstreams, self._ear, channel, self._cells, self._ledger)
             logger = heritage.named(self.log, made.config)
             self._work(made.config, logger, heritage)
             status = 0
@@ -438,6 +441,7 @@ class Supervisor:
             self._hear(worker)
         self.workers.remove(worker)
         self._forget(worker)
+        self._ledger.forget(worker.slot)
         asked_to = worker.state in ("leaving", "ending")
         self._metrics.exited(worker.slot, code, stopped=asked_to)
         if asked_to and code == 0:

@@ -24,9 +24,11 @@ from mailgate.app import Gateway, main
 from mailgate.config import Admin, Config, Endpoint, LimitSettings, Metrics, Shutdown, Tls, TraceSettings
 from mailgate.errors import MailgateError
 from mailgate.events import Event
-from mailgate.model import State
+from mailgate.ledger import Ledger, Seat
+from mailgate.model import Peer, Protocol, Session, Side, State
 from mailgate.net import certificate
 from mailgate.observe import log
+from mailgate.policy.gate import Gate, GateSettings
 from mailgate.reception import Connection
 from mailgate.stream import SocketStream
 from mailgate.upstream.pool import Upstreams
@@ -553,3 +555,44 @@ def test_the_program_ends_well_on_sigterm(capsys: pytest.CaptureFixture[str]) ->
     finally:
         thread.join()
     assert '"event": "stopped"' in capsys.readouterr().err
+
+
+async def test_sessions_give_way_to_newcomers_of_other_workers_also_just_after_their_login() -> None:
+    gateway = Gateway(one(NOBODY), log.configure("json", "error", io.StringIO()))
+    ledger = Ledger.create(2, 100)
+    seats = [Seat(ledger, slot, pytest.fail) for slot in range(2)]
+    here, there = (Gate(GateSettings(half_open=1), counts=seat) for seat in seats)
+    ended: list[tuple[Side, str]] = []
+
+    class AtWork:
+        session = Session("first", Protocol.IMAP, "imap", Peer("192.0.2.1", 1), 0.0, State.RELAY)
+
+        def end(self, side: Side, reason: str) -> None:
+            ended.append((side, reason))
+
+    gateway.watch.add(AtWork())  # type: ignore[arg-type]
+    gateway.sessions["first"] = AtWork.session
+    gateway.sessions["second"] = Session("second", Protocol.IMAP, "imap", Peer("192.0.2.1", 2), 0.0, State.LOGIN)
+    gateway.reception.scopes["second"] = trio.CancelScope()
+    here.admit("first", "192.0.2.1", 0.0)
+    assert there.admit("third", "192.0.2.2", 0.0).shed == ()
+    here.logged_in("first")
+    there.logged_in("third")
+    here.admit("second", "192.0.2.1", 0.0)
+    assert there.admit("fourth", "192.0.2.2", 0.0).shed == ()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(gateway._make_room, seats[0])
+        await until(lambda: gateway.reception.scopes["second"].cancel_called)
+        nursery.cancel_scope.cancel()
+    assert ended == [(Side.PROXY, "process_full")]
+    labels = {"rule": "half_open", "action": "shed"}
+    assert gateway.metrics.registry.get_sample_value("mailgate_limits_struck_total", labels) == 2
+    ledger.close()
+
+
+async def test_an_address_that_only_one_worker_counts_is_told_of_once() -> None:
+    async with running(one(NOBODY)) as gateway:
+        for _ in range(2):
+            gateway.gateway._overflowed()
+        assert len(gateway.logged("an address is counted by this worker alone")) == 1
+        assert gateway.metric("ledger_overflows_total") == 2

@@ -251,7 +251,7 @@ class RouteRule(Settings):
 class LimitSettings(Settings):
     """What one client, one address and all together may do."""
 
-    sessions: Count = Field(default=20_000, description="Connections in all.")
+    sessions: Count = Field(default=20_000, description="Connections in all, over all workers.")
     sessions_per_address: Count = Field(
         default=100, description="Connections from one address (IPv6: one /64 network)."
     )

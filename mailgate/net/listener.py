@@ -7,7 +7,7 @@ import os
 import socket
 import stat
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final
+from typing import Final, Protocol
 
 import trio
 
@@ -28,6 +28,19 @@ _GONE: Final = frozenset(
 )
 
 Handler = Callable[[SocketStream, Peer], Awaitable[None]]
+
+
+class Turns(Protocol):
+    """A worker's manners at a queue of connections that it shares with other workers."""
+
+    def pause(self) -> float:
+        """Return for how many seconds to leave a connection that waits to the others; 0 is to take it."""
+
+    def took(self, waited: bool) -> None:
+        """Note that a connection was accepted, perhaps one that was left to the others in vain."""
+
+    def missed(self) -> None:
+        """Note that another took a connection that was left to it."""
 
 
 class ListenError(MailgateError):
@@ -109,27 +122,39 @@ async def serve(
     handler: Handler,
     sessions: trio.Nursery,
     on_pause: Callable[[str], None],
+    turns: Turns | None = None,
 ) -> None:
     """Accept connections until cancelled, and run ``handler`` for each in ``sessions``.
 
     ``handler`` owns its stream until it returns; it is closed behind it in any case. ``on_pause``
-    is told when files or memory ran out. Cancelling this leaves the sessions alone.
+    is told when files or memory ran out. Cancelling this leaves the sessions alone. ``turns`` is asked before
+    each connection where other processes accept from the same sockets.
     """
     async with trio.open_nursery() as nursery:
         for sock in sockets:
-            nursery.start_soon(_accept, sock, handler, sessions, on_pause)
+            nursery.start_soon(_accept, sock, handler, sessions, on_pause, turns)
 
 
 async def _accept(
-    listening: socket.socket, handler: Handler, sessions: trio.Nursery, on_pause: Callable[[str], None]
+    listening: socket.socket,
+    handler: Handler,
+    sessions: trio.Nursery,
+    on_pause: Callable[[str], None],
+    turns: Turns | None,
 ) -> None:
     while True:
         # To wait for each one costs less than to ask in vain whether there is another, and is fair to the sessions.
         await trio.lowlevel.wait_readable(listening)
+        waited = False
+        if turns is not None and (seconds := turns.pause()):
+            await trio.sleep(seconds)
+            waited = True
         try:
             sock, _ = listening.accept()
         except BlockingIOError:
             # Another listened on the same socket, or the client went.
+            if turns is not None and waited:
+                turns.missed()
             continue
         except OSError as error:
             if error.errno in _EXHAUSTED:
@@ -139,6 +164,8 @@ async def _accept(
             if error.errno in _GONE:
                 continue
             raise
+        if turns is not None:
+            turns.took(waited)
         _begin(sock, handler, sessions)
 
 

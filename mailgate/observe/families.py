@@ -80,6 +80,9 @@ HANDSHAKE_SECONDS: Final = _histogram("tls_handshake_duration_seconds", "How lon
 LIMITS: Final = _counter("limits_struck", "Times that a limit delayed or refused something.", "rule", "action")
 CRASHES: Final = _counter("session_crashes", "Sessions that ended by an error of the gateway's own.", "protocol")
 ACCEPT_PAUSES: Final = _counter("accept_pauses", "Times that accepting rested: files or memory ran out.")
+LEDGER_OVERFLOWS: Final = _counter(
+    "ledger_overflows", "Connections whose address no other worker counts: the memory that they share was full."
+)
 OBSERVER_ERRORS: Final = _counter("observer_errors", "Errors in what watches sessions, mail unharmed.")
 RELOAD_FAILURES: Final = _counter("certificate_reload_failures", "Replaced certificates that were unusable.")
 RELOADS: Final = _counter("reloads", "Reloads of the configuration: ok, or refused because it was bad.", "result")
@@ -115,6 +118,7 @@ FAMILIES: Final = (
     LIMITS,
     CRASHES,
     ACCEPT_PAUSES,
+    LEDGER_OVERFLOWS,
     OBSERVER_ERRORS,
     RELOAD_FAILURES,
     RELOADS,

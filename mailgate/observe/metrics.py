@@ -88,6 +88,7 @@ class Metrics:
             return Rows(cells, family)
 
         self.accept_pauses = rows(families.ACCEPT_PAUSES)
+        self.ledger_overflows = rows(families.LEDGER_OVERFLOWS)
         self.observer_errors = rows(families.OBSERVER_ERRORS)
         self.reload_failures = rows(families.RELOAD_FAILURES)
         self.reloads = rows(families.RELOADS)

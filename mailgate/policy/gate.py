@@ -1,7 +1,7 @@
 """The one place where limits and refusals are asked: at connect, at login, at each command.
 
-The gate holds the counts of one worker. It is asked from ordinary code without a checkpoint in
-between, so a decision and its count are one step.
+Connections are counted by :class:`~mailgate.policy.limits.Counts`, which are of this process alone or of all workers.
+A decision and its count are one step, since nobody else counts between them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from mailgate.model import ALLOW, Allow, Deny, Protocol, Verdict
 from mailgate.policy import answers
 from mailgate.policy.access import denied_verb
-from mailgate.policy.limits import Concurrency, FailureDelay, HalfOpen
+from mailgate.policy.limits import Counts, FailureDelay, OneWorker
 
 IPV6_PREFIX = 64
 """An IPv6 customer is given a /64 at least, and can use a new address of it for each connection."""
@@ -39,7 +39,10 @@ class GateSettings:
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """What the gate says to a connection, and which half-open ones must go to make room for it."""
+    """What the gate says to a connection, and which half-open ones must go to make room for it.
+
+    With a ``shed_rule`` and nothing in ``shed`` it is one of another worker's, which that worker ends.
+    """
 
     verdict: Allow | Deny
     shed: tuple[str, ...] = ()
@@ -48,6 +51,8 @@ class Admission:
 
 def address_key(address: str) -> str:
     """Return what is counted for an address: an IPv6 address counts as its /64 network."""
+    if ":" not in address:
+        return address
     try:
         parsed = ipaddress.IPv6Address(address)
     except ValueError:
@@ -58,16 +63,15 @@ def address_key(address: str) -> str:
 
 
 class Gate:
-    """All rules of one worker with their counts, which go on from the gate before it where there was one.
+    """All rules of one worker and the counts that they ask, which are the earlier gate's where there was one.
 
     Sessions keep the gate that let them in, so each gate has rules of its own, while all count together.
+    ``counts`` are those of several workers; without them this process counts alone.
     """
 
-    def __init__(self, settings: GateSettings, earlier: Gate | None = None) -> None:
+    def __init__(self, settings: GateSettings, earlier: Gate | None = None, counts: Counts | None = None) -> None:
         self.settings = settings
-        self._keys: dict[str, str] = {} if earlier is None else earlier._keys
-        self._sessions: Concurrency = Concurrency() if earlier is None else earlier._sessions
-        self._half_open: HalfOpen = HalfOpen() if earlier is None else earlier._half_open
+        self._counts: Counts = earlier._counts if earlier is not None else counts or OneWorker()
         self._delay = FailureDelay(settings.failure_delay, settings.failure_delay_max)
         self.deciders: dict[Protocol, Callable[[str], Verdict]] = {
             protocol: functools.partial(self.command, protocol) for protocol in Protocol
@@ -77,47 +81,45 @@ class Gate:
     @property
     def sessions(self) -> int:
         """Connections that are open."""
-        return self._sessions.total
+        with self._counts:
+            return self._counts.standing("").sessions
 
     @property
     def half_open(self) -> int:
         """Connections that have not logged in."""
-        return len(self._half_open)
+        with self._counts:
+            return self._counts.standing("").half_open
 
     def admit(self, session_id: str, address: str, now: float) -> Admission:
         """Ask for a new connection at the moment ``now``; it is counted if it is allowed."""
-        settings = self.settings
+        settings, counts = self.settings, self._counts
         key = address_key(address)
-        if self._sessions[key] >= settings.sessions_per_address:
-            return Admission(Deny(answers.CONNECTION_LIMIT, "sessions_per_address"))
-        shed: tuple[str, ...] = ()
-        rule = ""
-        if self._half_open.of(key) >= settings.half_open_per_address:
-            shed, rule = (self._half_open.oldest(key),), "half_open_per_address"
-        elif len(self._half_open) >= settings.half_open:
-            shed, rule = (self._half_open.oldest(),), "half_open"
-        if self._sessions.total >= settings.sessions and not shed:
-            if not len(self._half_open):
-                return Admission(Deny(answers.PROCESS_FULL, "sessions"))
-            # A connection that has not logged in gives way: people at work must not, nor newcomers.
-            shed, rule = (self._half_open.oldest(),), "sessions"
-        for member in shed:
-            self.left(member)
-        self._keys[session_id] = key
-        self._sessions.enter(key)
-        self._half_open.enter(session_id, key)
+        with counts:
+            standing = counts.standing(key)
+            if standing.of_key >= settings.sessions_per_address:
+                return Admission(Deny(answers.CONNECTION_LIMIT, "sessions_per_address"))
+            shed: tuple[str, ...] | None = ()
+            rule = ""
+            if standing.half_open_of_key >= settings.half_open_per_address:
+                shed, rule = counts.make_room(key), "half_open_per_address"
+            elif standing.half_open >= settings.half_open:
+                shed, rule = counts.make_room(None), "half_open"
+            elif standing.sessions >= settings.sessions:
+                # A connection that has not logged in gives way: people at work must not, nor newcomers.
+                shed, rule = counts.make_room(None) if standing.half_open > 0 else None, "sessions"
+            if shed is None:
+                refusal = answers.CONNECTION_LIMIT if rule == "half_open_per_address" else answers.PROCESS_FULL
+                return Admission(Deny(refusal, rule))
+            counts.enter(session_id, key)
         return Admission(ALLOW, shed, rule)
 
     def logged_in(self, session_id: str) -> None:
         """Note that a session is half-open no more."""
-        self._half_open.leave(session_id)
+        self._counts.logged_in(session_id)
 
     def left(self, session_id: str) -> None:
         """Note that a session is over; does nothing the second time."""
-        key = self._keys.pop(session_id, None)
-        if key is not None:
-            self._sessions.leave(key)
-            self._half_open.leave(session_id)
+        self._counts.left(session_id)
 
     def login_failed(self, failures: int) -> tuple[Allow | Deny, float]:
         """Ask after a session's ``failures``-th failed login: may it try again, after how many seconds.

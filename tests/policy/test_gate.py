@@ -9,6 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from mailgate.model import ALLOW, Deny, Protocol
 from mailgate.policy import answers
 from mailgate.policy.gate import Admission, Gate, GateSettings, address_key
+from mailgate.policy.limits import OneWorker
 
 
 @pytest.mark.parametrize(
@@ -192,8 +193,10 @@ class GateMachine(RuleBasedStateMachine):
         for name in list(self.open):
             self.gate.left(name)
         gate = self.gate
-        assert (gate.sessions, gate.half_open, gate._keys) == (0, 0, {})
-        assert (len(gate._sessions), gate._half_open._by_key) == (0, {})
+        assert (gate.sessions, gate.half_open) == (0, 0)
+        counts = gate._counts
+        assert isinstance(counts, OneWorker)
+        assert (counts._keys, len(counts._sessions), counts._half_open._by_key) == ({}, 0, {})
 
 
 TestGateMachine = GateMachine.TestCase
