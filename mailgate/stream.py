@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import socket
 import ssl
@@ -41,6 +42,35 @@ PEEK_SECONDS: Final = 0.01
 def burst_buffer() -> bytearray:
     """Return a new buffer of the size that a worker shares between its sessions."""
     return bytearray(BURST)
+
+
+tls_info = functools.lru_cache(maxsize=256)(TlsInfo)
+"""Returns what a handshake agreed on, one value for all sessions that agreed on the same."""
+
+
+def keep_alive(sock: socket.socket, idle: int = 120, interval: int = 30, count: int = 4) -> None:
+    """Let a socket send small pieces at once and probe a silent peer; does nothing to a Unix socket.
+
+    After ``idle`` seconds of silence a probe goes out every ``interval`` seconds, which keeps
+    the entry in NATs (RFC 5382 lets them forget after two hours, real ones after minutes), and
+    after ``count`` unanswered ones the connection is lost. What a listening socket accepts
+    inherits all of it on Linux.
+    """
+    if sock.family == socket.AF_UNIX:
+        return
+    for level, option, value in _options(idle, interval, count):
+        sock.setsockopt(level, option, value)
+
+
+@functools.cache
+def _options(idle: int, interval: int, count: int) -> tuple[tuple[int, int, int], ...]:
+    return (
+        (int(socket.IPPROTO_TCP), socket.TCP_NODELAY, 1),
+        (int(socket.SOL_SOCKET), socket.SO_KEEPALIVE, 1),
+        (int(socket.IPPROTO_TCP), socket.TCP_KEEPIDLE, idle),
+        (int(socket.IPPROTO_TCP), socket.TCP_KEEPINTVL, interval),
+        (int(socket.IPPROTO_TCP), socket.TCP_KEEPCNT, count),
+    )
 
 
 class ByteStream(Protocol):
@@ -75,7 +105,7 @@ class ByteStream(Protocol):
 class SocketStream:
     """A :class:`ByteStream` over a stdlib socket, which it makes non-blocking and owns."""
 
-    __slots__ = ("_drained", "_failed", "_quick_reads", "_quick_writes", "_sock", "tls")
+    __slots__ = ("_drained", "_failed", "_quick_reads", "_quick_writes", "_sock", "_waiting", "tls")
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
@@ -85,6 +115,7 @@ class SocketStream:
         self._drained = True
         self._quick_reads = 0
         self._quick_writes = 0
+        self._waiting = 0
         self.tls: TlsInfo | None = None
 
     @property
@@ -92,28 +123,13 @@ class SocketStream:
         """The socket, for options and addresses."""
         return self._sock
 
-    def keep_alive(self, idle: int = 120, interval: int = 30, count: int = 4) -> None:
-        """Send small pieces at once and probe a silent peer; does nothing on a Unix socket.
-
-        After ``idle`` seconds of silence a probe goes out every ``interval`` seconds, which keeps
-        the entry in NATs (RFC 5382 lets them forget after two hours, real ones after minutes), and
-        after ``count`` unanswered ones the connection is lost.
-        """
-        if self._sock.family == socket.AF_UNIX:
-            return
-        for level, option, value in (
-            (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
-            (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-            (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, idle),
-            (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, interval),
-            (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, count),
-        ):
-            self._sock.setsockopt(level, option, value)
-
     async def connect(self, address: tuple[str, int] | str) -> None:
         """Connect to a numeric address or a Unix socket's path; raises OSError."""
         error = self._sock.connect_ex(address)
         if error == errno.EINPROGRESS:
+            # On the same machine it is done by now, and to ask again costs much less than to wait.
+            error = self._sock.connect_ex(address)
+        if error == errno.EALREADY:
             await self._wait_writable()
             error = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         else:
@@ -202,10 +218,20 @@ class SocketStream:
             raise _failure(error) from error
 
     async def _wait_readable(self) -> None:
-        await trio.lowlevel.wait_readable(self._fd())
+        fd = self._fd()
+        self._waiting += 1
+        try:
+            await trio.lowlevel.wait_readable(fd)
+        finally:
+            self._waiting -= 1
 
     async def _wait_writable(self) -> None:
-        await trio.lowlevel.wait_writable(self._fd())
+        fd = self._fd()
+        self._waiting += 1
+        try:
+            await trio.lowlevel.wait_writable(fd)
+        finally:
+            self._waiting -= 1
 
     def _fd(self) -> int:
         fd = self._sock.fileno()
@@ -226,7 +252,7 @@ class SocketStream:
                     self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, more_than + 1)
                 await self._wait_readable()
                 data = self._sock.recv(size, socket.MSG_PEEK)
-                if self._sock.family != socket.AF_UNIX or not 0 < len(data) <= more_than:
+                if not 0 < len(data) <= more_than or self._sock.family != socket.AF_UNIX:
                     return data
                 # Unix sockets are readable from their first byte on, and do not tell the end before it is taken.
                 await trio.sleep(PEEK_SECONDS)
@@ -239,9 +265,17 @@ class SocketStream:
                     self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
 
     async def start_tls(
-        self, context: ssl.SSLContext, *, server_side: bool, server_hostname: str | None = None
+        self,
+        context: ssl.SSLContext,
+        *,
+        server_side: bool,
+        server_hostname: str | None = None,
+        session: ssl.SSLSession | None = None,
     ) -> TlsInfo:
-        """See :class:`ByteStream`; raises ``trio.BrokenResourceError`` if the peer goes in between."""
+        """See :class:`ByteStream`; raises ``trio.BrokenResourceError`` if the peer goes in between.
+
+        ``session`` is an earlier connection's, made with the same context, to be resumed if the server agrees.
+        """
         self._fd()
         try:
             # A connection that was reset already makes ``wrap_socket`` lose its descriptor.
@@ -252,6 +286,7 @@ class SocketStream:
                 do_handshake_on_connect=False,
                 suppress_ragged_eofs=False,
                 server_hostname=server_hostname,
+                session=session,
             )
             await self._handshake(wrapped)
         except (ssl.SSLEOFError, ssl.SSLZeroReturnError) as error:
@@ -261,9 +296,9 @@ class SocketStream:
         except OSError as error:
             raise trio.BrokenResourceError("the peer went during the TLS handshake") from error
         cipher = wrapped.cipher()
-        self.tls = TlsInfo(
-            version=wrapped.version() or "unknown",
-            cipher=cipher[0] if cipher else "unknown",
+        self.tls = tls_info(
+            wrapped.version() or "unknown",
+            cipher[0] if cipher else "unknown",
             resumed=bool(wrapped.session_reused),
         )
         self._drained = True
@@ -272,18 +307,21 @@ class SocketStream:
     async def _handshake(self, wrapped: ssl.SSLSocket) -> None:
         while True:
             try:
-                wrapped.do_handshake()
+                return wrapped.do_handshake()
             except ssl.SSLWantReadError:
                 await self._wait_readable()
             except ssl.SSLWantWriteError:
                 await self._wait_writable()
-            else:
-                return
 
     @property
     def peer_certificate(self) -> bytes | None:
         """The peer's certificate in DER, ``None`` without TLS or where it showed none."""
         return self._sock.getpeercert(binary_form=True) if isinstance(self._sock, ssl.SSLSocket) else None
+
+    @property
+    def tls_session(self) -> ssl.SSLSession | None:
+        """The TLS session, for a later connection to resume; OpenSSL's is copied, which is dear."""
+        return self._sock.session if isinstance(self._sock, ssl.SSLSocket) else None
 
     async def aclose(self) -> None:
         """See :class:`ByteStream`; a cancellation comes through after the socket was closed."""
@@ -304,7 +342,9 @@ class SocketStream:
         """Close at once, without a word to a TLS peer; does nothing the second time."""
         fd = self._sock.fileno()
         if fd >= 0:
-            trio.lowlevel.notify_closing(fd)
+            if self._waiting:
+                # Trio knows of a descriptor only while somebody waits for it.
+                trio.lowlevel.notify_closing(fd)
             self._sock.close()
 
 
@@ -351,9 +391,9 @@ class TrioStream:
         await stream.do_handshake()
         self._stream = stream
         cipher = stream.cipher()
-        self.tls = TlsInfo(
-            version=stream.version() or "unknown",
-            cipher=cipher[0] if cipher else "unknown",
+        self.tls = tls_info(
+            stream.version() or "unknown",
+            cipher[0] if cipher else "unknown",
             resumed=bool(stream.session_reused),
         )
         return self.tls

@@ -17,7 +17,7 @@ import pytest
 import trio
 import trio.testing
 
-from mailgate.stream import BURST, LONE, ROUNDS, ByteStream, SocketStream, TrioStream, burst_buffer
+from mailgate.stream import BURST, LONE, ROUNDS, ByteStream, SocketStream, TrioStream, burst_buffer, keep_alive
 from tests.support.certificates import Authority, authority
 
 BIG = 3 * 1024 * 1024
@@ -391,7 +391,7 @@ async def test_a_cancelled_connect_goes_no_further() -> None:
 async def test_options_of_a_connection() -> None:
     near, far = tcp_pair()
     stream = SocketStream(near)
-    stream.keep_alive(idle=100, interval=20, count=3)
+    keep_alive(near, idle=100, interval=20, count=3)
     tcp = socket.IPPROTO_TCP
     assert near.getsockopt(tcp, socket.TCP_NODELAY) == 1
     assert near.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
@@ -401,7 +401,7 @@ async def test_options_of_a_connection() -> None:
     stream.abort()
     far.close()
     unix, other = socket.socketpair()
-    SocketStream(unix).keep_alive()
+    keep_alive(unix)
     unix.close()
     other.close()
 

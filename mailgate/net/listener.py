@@ -14,7 +14,7 @@ import trio
 from mailgate.config import Endpoint
 from mailgate.errors import MailgateError
 from mailgate.model import Peer
-from mailgate.stream import SocketStream
+from mailgate.stream import SocketStream, keep_alive
 
 BACKLOG: Final = 1024
 """Connections that the kernel keeps while the gateway is busy; it lowers this to net.core.somaxconn."""
@@ -61,6 +61,8 @@ def open_socket(endpoint: Endpoint, *, private: bool = False) -> socket.socket:
                 # Each family has its own entry in the configuration, so "[::]" leaves IPv4 alone.
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             sock.bind(found[0][4])
+            # What is accepted inherits this, which costs less than to ask for it each time.
+            keep_alive(sock)
             sock.listen(BACKLOG)
         except BaseException:
             sock.close()
@@ -192,7 +194,9 @@ def _begin(sock: socket.socket, handler: Handler, sessions: trio.Nursery) -> Non
 async def _own(stream: SocketStream, peer: Peer, handler: Handler) -> None:
     """Run a handler and close its stream behind it, whatever happened."""
     try:
-        stream.keep_alive()
+        if peer.port and not stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE):
+            # A listening socket that was not opened here has nothing to inherit.
+            keep_alive(stream.socket)
         await handler(stream, peer)
     except OSError:
         # Setting options fails when the client is gone already; handlers let no OSError out.

@@ -7,13 +7,15 @@ are bytes that a client chose: they are shown escaped, so that they cannot forge
 from __future__ import annotations
 
 import functools
+import json
 import logging
 import re
 import sys
-from typing import Any, Final, Literal, TextIO
+from datetime import UTC, datetime
+from typing import Final, Literal, TextIO
 
 import structlog
-from structlog.typing import EventDict, WrappedLogger
+from structlog.typing import EventDict, Processor, WrappedLogger
 
 from mailgate import events
 from mailgate.model import Failure, Secret, Session
@@ -31,8 +33,9 @@ def shown(value: bytes | None) -> str | None:
 
 
 @functools.lru_cache(maxsize=256)
-def _sounds_secret(key: str) -> bool:
-    return _SECRET_KEY.search(key) is not None
+def _secret_keys(keys: tuple[str, ...]) -> tuple[str, ...]:
+    """Return those of a line's keys that sound like secrets; few kinds of lines are most of a log."""
+    return tuple(key for key in keys if _SECRET_KEY.search(key))
 
 
 def redact(logger: WrappedLogger, method: str, entry: EventDict) -> EventDict:
@@ -40,14 +43,17 @@ def redact(logger: WrappedLogger, method: str, entry: EventDict) -> EventDict:
 
     The first is that secrets are never given to the log.
     """
+    for key in _secret_keys(tuple(entry)):
+        entry[key] = "Secret(…)"
     for key, value in entry.items():
-        if isinstance(value, Secret) or _sounds_secret(key):
-            entry[key] = "Secret(…)"
+        if isinstance(value, str):
+            if not value.isprintable():
+                # What an upstream said may be in a text; it must not move a terminal's cursor or begin a line.
+                entry[key] = value.encode("unicode_escape").decode("ascii")
         elif isinstance(value, bytes):
             entry[key] = shown(value)
-        elif isinstance(value, str) and not value.isprintable():
-            # What an upstream said may be in a text; it must not move a terminal's cursor or begin a line.
-            entry[key] = value.encode("unicode_escape").decode("ascii")
+        elif isinstance(value, Secret):
+            entry[key] = "Secret(…)"
     return entry
 
 
@@ -56,9 +62,23 @@ def without_gaps(logger: WrappedLogger, method: str, entry: EventDict) -> EventD
     return {key: value for key, value in entry.items() if value is not None}
 
 
-def heading_first(logger: WrappedLogger, method: str, entry: EventDict) -> EventDict:
-    """Let each line begin with when, how bad and what, so that columns of them can be read."""
-    return {key: entry[key] for key in ("timestamp", "level", "event")} | dict(entry)
+def heading(logger: WrappedLogger, method: str, entry: EventDict) -> EventDict:
+    """Let each line for programs begin with when, how bad and what, so that columns of them can be read."""
+    now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+    level = "error" if method == "exception" else method
+    return {"timestamp": now, "level": level, "event": entry.pop("event"), **entry}
+
+
+def explained(logger: WrappedLogger, method: str, entry: EventDict) -> EventDict:
+    """Turn what a line says of an exception or a stack into text; nearly all lines say nothing of either."""
+    if "stack_info" in entry:
+        entry = structlog.processors.StackInfoRenderer()(logger, method, entry)
+    if "exc_info" in entry:
+        entry = structlog.processors.format_exc_info(logger, method, entry)
+    return entry
+
+
+_as_json = json.JSONEncoder(default=repr).encode
 
 
 def configure(
@@ -67,23 +87,19 @@ def configure(
     """Set logging up for the process and return the logger; ``form`` None chooses by the stream."""
     stream = stream or sys.stderr
     text = form == "text" or (form is None and stream.isatty())
-    stamper = structlog.processors.TimeStamper(fmt="%Y-%m-%d %H:%M:%S" if text else "iso", utc=not text)
-    renderer: Any = (
+    for_people: list[Processor] = [
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="%Y-%m-%d %H:%M:%S", utc=False),
+        redact,
+        structlog.processors.StackInfoRenderer(),
+        without_gaps,
         structlog.dev.ConsoleRenderer(
             colors=stream.isatty(), sort_keys=False, exception_formatter=structlog.dev.plain_traceback
-        )
-        if text
-        else structlog.processors.JSONRenderer(sort_keys=False)
-    )
+        ),
+    ]
+    for_programs: list[Processor] = [redact, explained, heading, lambda logger, method, entry: _as_json(entry)]
     structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            stamper,
-            redact,
-            structlog.processors.StackInfoRenderer(),
-            *([without_gaps] if text else [structlog.processors.format_exc_info, heading_first]),
-            renderer,
-        ],
+        processors=for_people if text else for_programs,
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
         # In one write: a line's text and its end must not be torn apart, and each write is a system call.
         logger_factory=structlog.WriteLoggerFactory(stream),

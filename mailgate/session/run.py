@@ -48,7 +48,8 @@ async def run_session(connection: Connection, listener: Listener, services: Serv
     signed_in: SignedIn | None = None
     try:
         try:
-            with trio.move_on_after(listener.login_timeout) as limit:
+            limit = trio.CancelScope(deadline=trio.current_time() + listener.login_timeout)
+            with limit:
                 await dialogue.greet()
                 signed_in = await before_login.sign_in(limit)
             if signed_in is None:

@@ -14,11 +14,18 @@ import trio
 from mailgate.config import Pool, Server
 from mailgate.errors import UpstreamFailed
 from mailgate.model import Failure
-from mailgate.stream import SocketStream
+from mailgate.stream import SocketStream, keep_alive
+from mailgate.upstream.limit import StepLimit
 
 ADDRESS_SECONDS: Final = 60.0
 """How long the addresses of a name are used again. The system's resolver knows the records' own
 times but does not tell them; a minute keeps a thread hop off most logins and a move short."""
+
+SESSION_SECONDS: Final = 3600.0
+"""How long a TLS session is resumed: a server's certificate is looked at anew this often at least."""
+
+ASK_SECONDS: Final = 60.0
+"""How long after reading a TLS session none is read again: servers that take each one once, or none, cost little."""
 
 ALPN_NAMES: Final = {"imap": ["imap"], "pop3": ["pop3"]}
 
@@ -47,6 +54,42 @@ def client_context(pool: Pool) -> ssl.SSLContext:
     return context
 
 
+class Resumption:
+    """TLS sessions of a pool's servers, with which connections are resumed.
+
+    Most of a handshake's cost is then saved on both sides: signatures, certificates, their chain.
+    Python copies a session when it is read and when it is used, and a copy costs a fifth of
+    a handshake. So one is read rarely and used by many connections; that these could be told to have
+    the same client (RFC 8446 §C.4) is no news to a mail server.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[str, tuple[float, ssl.SSLSession]] = {}
+        self._asked: dict[str, float] = {}
+
+    def session(self, server: str, now: float) -> ssl.SSLSession | None:
+        """Return a session for a new connection."""
+        began, session = self._kept.get(server, (0.0, None))
+        if session is not None and now - began >= SESSION_SECONDS:
+            del self._kept[server]
+            return None
+        return session
+
+    def refused(self, server: str) -> None:
+        """Forget a session that the server did not take, if there was one."""
+        self._kept.pop(server, None)
+
+    def wants(self, server: str, now: float) -> bool:
+        """Whether it is worth while to read a connection's session."""
+        return server not in self._kept and now >= self._asked.get(server, now)
+
+    def keep(self, server: str, session: ssl.SSLSession | None, now: float) -> None:
+        """Keep a connection's session if it can be resumed, and want no other one for a while."""
+        self._asked[server] = now + ASK_SECONDS
+        if session is not None and (session.has_ticket or session.id):
+            self._kept[server] = now, session
+
+
 class Dialer:
     """Dials the servers of one pool."""
 
@@ -54,6 +97,8 @@ class Dialer:
         self.pool = pool
         self._context = client_context(pool) if pool.tls.mode != "off" else None
         self._addresses: dict[str, tuple[float, list[tuple[int, str]]]] = {}
+        self._resumption = Resumption()
+        self._local = {server.name for server in pool.servers if server.address.loopback}
 
     @property
     def starts_tls(self) -> bool:
@@ -62,32 +107,16 @@ class Dialer:
 
     def may_carry_password(self, server: Server) -> bool:
         """Whether a password may be sent: inside TLS, not leaving the machine, or by permission."""
-        return self._context is not None or server.address.loopback or self.pool.allow_plaintext_auth
+        return self._context is not None or server.name in self._local or self.pool.allow_plaintext_auth
 
-    async def dial(self, server: Server) -> SocketStream:
+    async def dial(self, server: Server, limit: StepLimit) -> SocketStream:
         """Return a connection, inside TLS where that is implicit; raises UpstreamFailed."""
-        try:
-            with trio.fail_after(self.pool.connect_timeout):
-                stream = await self._connect(server)
-        except trio.TooSlowError:
-            raise UpstreamFailed(
-                Failure.TIMEOUT,
-                "connect/none",
-                f"no connection within {self.pool.connect_timeout:g} s",
-                server.name,
-            ) from None
-        stream.keep_alive()
+        limit.begin("connect/none", "connection", self.pool.connect_timeout)
+        stream = await self._connect(server)
+        keep_alive(stream.socket)
         if self.pool.tls.mode == "implicit":
-            try:
-                with trio.fail_after(self.pool.greeting_timeout):
-                    await self.start_tls(stream, server)
-            except trio.TooSlowError:
-                raise UpstreamFailed(
-                    Failure.TIMEOUT,
-                    "tls/none",
-                    f"no TLS within {self.pool.greeting_timeout:g} s",
-                    server.name,
-                ) from None
+            limit.begin("tls/none", "TLS", self.pool.greeting_timeout)
+            await self.start_tls(stream, server)
         return stream
 
     async def start_tls(self, stream: SocketStream, server: Server) -> None:
@@ -96,9 +125,14 @@ class Dialer:
         if self._context is None:
             raise UpstreamFailed(Failure.TLS, "tls/none", "TLS is off for this pool", server.name)
         try:
-            await stream.start_tls(
-                self._context, server_side=False, server_hostname=tls.name or server.address.host or None
+            info = await stream.start_tls(
+                self._context,
+                server_side=False,
+                server_hostname=tls.name or server.address.host or None,
+                session=self._resumption.session(server.name, trio.current_time()),
             )
+            if not info.resumed:
+                self._resumption.refused(server.name)
             if tls.pin and not self._pinned(stream.peer_certificate):
                 raise UpstreamFailed(
                     Failure.TLS, "tls/certificate", "the certificate is not the pinned one", server.name
@@ -113,6 +147,11 @@ class Dialer:
         except BaseException:
             stream.abort()
             raise
+
+    def keep_session(self, stream: SocketStream, server: Server) -> None:
+        """Let later connections resume this one's TLS session. In TLS 1.3 a server offers that after the handshake."""
+        if stream.tls is not None and self._resumption.wants(server.name, trio.current_time()):
+            self._resumption.keep(server.name, stream.tls_session, trio.current_time())
 
     def _pinned(self, certificate: bytes | None) -> bool:
         fingerprint = hashlib.sha256(certificate or b"").hexdigest()

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
-from typing import Final
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Final, TypeAlias, TypeVar
 
 import trio
 
 from mailgate.balance.choose import RoundRobin
-from mailgate.config import Config, Pool, Server
+from mailgate.config import Config, Server
 from mailgate.errors import RemoteProtocolError, UpstreamFailed
 from mailgate.events import Emit, UpstreamConnected, UpstreamRefused
 from mailgate.model import Failure, Login, Protocol, Route, Session
 from mailgate.upstream.dial import Dialer
 from mailgate.upstream.imap import ImapLeg
 from mailgate.upstream.leg import READ_SIZE, SignedIn, UpstreamLeg
+from mailgate.upstream.limit import StepLimit
 from mailgate.upstream.pop3 import Pop3Leg
 
 PROBE_SECONDS: Final = 300.0
@@ -26,6 +27,11 @@ RETRIED: Final = frozenset({Failure.CONNECT, Failure.TLS, Failure.TIMEOUT, Failu
 sent: behind it the first server may have begun a session."""
 
 LEGS: Final[dict[Protocol, type[UpstreamLeg]]] = {Protocol.IMAP: ImapLeg, Protocol.POP3: Pop3Leg}
+
+T = TypeVar("T")
+
+Use: TypeAlias = Callable[[UpstreamLeg, StepLimit], Awaitable[T]]
+"""What is done with a server that has greeted."""
 
 ProbeResult = Callable[[str, str, UpstreamFailed | None], None]
 """Told after each probe: the pool, the server, and why it failed or None."""
@@ -83,58 +89,52 @@ class Upstreams:
     async def _try(self, pool_name: str, server: Server, login: Login, session: Session, deadline: float) -> SignedIn:
         pool = self._pools[pool_name]
         began = trio.current_time()
-        leg = await self._greeted(pool_name, server)
-        try:
-            self._emit(UpstreamConnected(session, pool_name, server.name, trio.current_time() - began))
-            try:
-                with trio.fail_after(max(0.0, deadline - trio.current_time())):
-                    signed_in = await leg.sign_in(login)
-            except trio.TooSlowError:
-                raise leg.failed(Failure.TIMEOUT, f"no answer within {pool.login_timeout:g} s") from None
-            except RemoteProtocolError as error:
-                raise leg.failed(Failure.PROTOCOL, str(error)) from error
-        except BaseException:
-            leg.stream.abort()
-            raise
+
+        async def sign_in(leg: UpstreamLeg, limit: StepLimit) -> SignedIn:
+            now = trio.current_time()
+            self._emit(UpstreamConnected(session, pool_name, server.name, now - began))
+            limit.begin(leg, "answer", pool.login_timeout, max(0.0, deadline - now))
+            signed_in = await leg.sign_in(login)
+            leg.dialer.keep_session(leg.stream, server)
+            return signed_in
+
+        signed_in = await self._reach(pool_name, server, sign_in)
         self._after_login[pool_name, server.name] = signed_in.capabilities
         return signed_in
 
-    async def _greeted(self, pool_name: str, server: Server, *, ask: bool = False) -> UpstreamLeg:
-        """Return a connection that was greeted, with TLS; remembers whether the server is there.
+    async def _reach(self, pool_name: str, server: Server, use: Use[T], *, ask: bool = False) -> T:
+        """Connect to a server, hear its greeting and use it; remembers whether the server is there.
 
-        With ``ask`` the server tells its capabilities again, whatever is known of them.
+        Unless ``use`` returns, the connection is closed. With ``ask`` the server tells its capabilities
+        again, whatever is known of them.
         """
-        pool = self._pools[pool_name]
-        chooser = self._choosers[pool_name]
         key = pool_name, server.name
+        greeted = False
         try:
-            known = None if ask else self._before_login.get(key)
-            leg = await self._reach(pool, self._dialers[pool_name], server, known)
+            with StepLimit(server.name) as limit:
+                dialer = self._dialers[pool_name]
+                stream = await dialer.dial(server, limit)
+                try:
+                    leg = LEGS[dialer.pool.protocol](dialer, server, stream, self._buffer)
+                    limit.begin(leg, "answer", dialer.pool.greeting_timeout)
+                    await leg.greet(None if ask else self._before_login.get(key))
+                    greeted = True
+                    self._choosers[pool_name].succeeded(server)
+                    self._unreachable.discard(key)
+                    self._before_login[key] = leg.capabilities
+                    return await use(leg, limit)
+                except RemoteProtocolError as error:
+                    stream.abort()
+                    raise leg.failed(Failure.PROTOCOL, str(error)) from error
+                except BaseException:
+                    stream.abort()
+                    raise
         except UpstreamFailed:
-            chooser.failed(server, trio.current_time())
-            self._unreachable.add(key)
+            if not greeted:
+                self._choosers[pool_name].failed(server, trio.current_time())
+                self._unreachable.add(key)
             raise
-        chooser.succeeded(server)
-        self._unreachable.discard(key)
-        self._before_login[key] = leg.capabilities
-        return leg
-
-    async def _reach(self, pool: Pool, dialer: Dialer, server: Server, known: frozenset[str] | None) -> UpstreamLeg:
-        stream = await dialer.dial(server)
-        leg = LEGS[pool.protocol](dialer, server, stream, self._buffer)
-        try:
-            with trio.fail_after(pool.greeting_timeout):
-                await leg.greet(known)
-        except trio.TooSlowError:
-            stream.abort()
-            raise leg.failed(Failure.TIMEOUT, f"no answer within {pool.greeting_timeout:g} s") from None
-        except RemoteProtocolError as error:
-            stream.abort()
-            raise leg.failed(Failure.PROTOCOL, str(error)) from error
-        except BaseException:
-            stream.abort()
-            raise
-        return leg
+        raise AssertionError("a limit that is over raises")
 
     # ---------------------------------------------------------------- what is known
 
@@ -173,7 +173,7 @@ class Upstreams:
 
     async def _probe_one(self, pool_name: str, server: Server, tell: ProbeResult) -> None:
         try:
-            leg = await self._greeted(pool_name, server, ask=True)
+            leg = await self._reach(pool_name, server, _greeted, ask=True)
         except UpstreamFailed as failed:
             tell(pool_name, server.name, failed)
             return
@@ -183,6 +183,10 @@ class Upstreams:
             tell(pool_name, server.name, None)
         finally:
             leg.stream.abort()
+
+
+async def _greeted(leg: UpstreamLeg, limit: StepLimit) -> UpstreamLeg:
+    return leg
 
 
 @functools.lru_cache(maxsize=64)

@@ -9,6 +9,7 @@ a client that speaks in clear on a TLS port.
 from __future__ import annotations
 
 import re
+import struct
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -24,6 +25,8 @@ _CLIENT_HELLO: Final = 1
 _SERVER_NAME: Final = 0
 _ALPN: Final = 16
 _VERSIONS: Final = 43
+_EXTENSION: Final = struct.Struct(">HH")
+_number = int.from_bytes
 _HTTP = re.compile(rb"(?:GET|POST|HEAD|PUT|OPTIONS|CONNECT|DELETE|PATCH|TRACE|PRI) ")
 _POP3 = re.compile(rb"(?:CAPA|USER|AUTH|STLS|QUIT|APOP|NOOP|PASS)[ \r\n]", re.IGNORECASE)
 _IMAP = re.compile(rb"[!-~]{1,32} (?:CAPABILITY|LOGIN|AUTHENTICATE|STARTTLS|NOOP|ID|LOGOUT)[ \r\n]", re.IGNORECASE)
@@ -49,33 +52,6 @@ class _Truncated(Exception):
     """A field reaches beyond what there is."""
 
 
-class _Reader:
-    """Takes length-prefixed fields off the front of some bytes."""
-
-    __slots__ = ("_at", "_data")
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        self._at = 0
-
-    def __bool__(self) -> bool:
-        return self._at < len(self._data)
-
-    def take(self, size: int) -> bytes:
-        piece = self._data[self._at : self._at + size]
-        if len(piece) < size:
-            raise _Truncated
-        self._at += size
-        return piece
-
-    def number(self, size: int) -> int:
-        return int.from_bytes(self.take(size), "big")
-
-    def vector(self, size: int) -> bytes:
-        """Take a vector whose length has ``size`` bytes."""
-        return self.take(self.number(size))
-
-
 def read_client_hello(data: bytes) -> ClientHello | NotTls | None:
     """Read a connection's first bytes; None if there are too few to tell."""
     if not data:
@@ -84,25 +60,36 @@ def read_client_hello(data: bytes) -> ClientHello | NotTls | None:
         return _not_tls(data)
     if len(data) > 1 and data[1] != 3:
         return NotTls("unknown")
-    message = b""
-    reader = _Reader(data)
     try:
-        # A ClientHello may be spread over several records.
-        records = 0
-        while len(message) < 4 + int.from_bytes(message[1:4], "big"):
-            records += 1
-            if records > RECORDS:
-                return NotTls("unknown")
-            if reader.number(1) != _HANDSHAKE:
-                return NotTls("unknown")
-            reader.take(2)
-            message += reader.vector(2)
+        message = _message(data)
     except _Truncated:
         return None if len(data) < HELLO_LIMIT else NotTls("unknown")
+    if message is None:
+        return NotTls("unknown")
     try:
         return _hello(message)
-    except (_Truncated, UnicodeDecodeError):
+    except (_Truncated, IndexError, struct.error, UnicodeDecodeError):
         return NotTls("unknown")
+
+
+def _message(data: bytes) -> bytes | None:
+    """Return the first handshake message, which may be spread over several records; None if other things are sent."""
+    message = b""
+    at = 0
+    for _ in range(RECORDS):
+        if at >= len(data):
+            raise _Truncated
+        if data[at] != _HANDSHAKE:
+            return None
+        begin = at + 5
+        at = begin + _number(data[at + 3 : begin], "big")
+        if max(begin, at) > len(data):
+            raise _Truncated
+        message += data[begin:at]
+        size = 4 + _number(message[1:4], "big")
+        if len(message) >= size:
+            return message[:size]
+    return None
 
 
 def _not_tls(data: bytes) -> NotTls | None:
@@ -118,35 +105,50 @@ def _not_tls(data: bytes) -> NotTls | None:
 
 
 def _hello(message: bytes) -> ClientHello | NotTls:
-    reader = _Reader(message)
-    if reader.number(1) != _CLIENT_HELLO:
+    """Read a whole message. A field that reaches beyond the end is met at the latest when the next one is read."""
+    if message[0] != _CLIENT_HELLO:
         return NotTls("unknown")
-    body = _Reader(reader.vector(3))
-    versions: tuple[int, ...] = (body.number(2),)
-    body.take(32)
-    body.vector(1)
-    body.vector(2)
-    body.vector(1)
+    versions: tuple[int, ...] = (_number(message[4:6], "big"),)
+    at = 6 + 32
+    at += 1 + message[at]
+    at += 2 + _number(message[at : at + 2], "big")
+    at += 1 + message[at]
+    if at == len(message):
+        return ClientHello(None, None, versions)
+    end = at + 2 + _number(message[at : at + 2], "big")
+    at += 2
+    if max(at, end) > len(message):
+        raise _Truncated
     name: str | None = None
     alpn: tuple[bytes, ...] | None = None
-    extensions = _Reader(body.vector(2) if body else b"")
-    while extensions:
-        kind = extensions.number(2)
-        content = _Reader(extensions.vector(2))
-        if kind == _SERVER_NAME and content:
-            names = _Reader(content.vector(2))
-            if names and names.number(1) == 0:
-                name = names.vector(2).decode("ascii").lower()
+    while at < end:
+        kind, size = _EXTENSION.unpack_from(message, at)
+        at += _EXTENSION.size + size
+        if at > end:
+            raise _Truncated
+        if kind == _SERVER_NAME and size:
+            names = _vector(message[at - size : at], 2)
+            if names and names[0] == 0:
+                name = _vector(names[1:], 2).decode("ascii").lower()
         elif kind == _ALPN:
-            offered = _Reader(content.vector(2))
+            offered = _vector(message[at - size : at], 2)
             found: list[bytes] = []
             while offered:
-                found.append(offered.vector(1))
+                found.append(_vector(offered, 1))
+                offered = offered[1 + len(found[-1]) :]
             alpn = tuple(found)
         elif kind == _VERSIONS:
-            listed = content.vector(1)
-            versions = tuple(int.from_bytes(listed[at : at + 2], "big") for at in range(0, len(listed), 2))
+            listed = _vector(message[at - size : at], 1)
+            versions = tuple(_number(listed[one : one + 2], "big") for one in range(0, len(listed), 2))
     return ClientHello(name, alpn, versions)
+
+
+def _vector(data: bytes, size: int) -> bytes:
+    """Return the vector at the beginning of ``data`` whose length has ``size`` bytes."""
+    end = size + _number(data[:size], "big")
+    if end > len(data):
+        raise _Truncated
+    return data[size:end]
 
 
 def no_application_protocol_alert() -> bytes:

@@ -80,6 +80,28 @@ async def test_unix_sockets(private: bool, mode: int | None, tmp_path: Path) -> 
     assert await accepted(sock, connect) == Peer("unix", 0)
 
 
+@pytest.mark.parametrize("own", [True, False])
+async def test_connections_are_kept_alive_whoever_opened_the_socket(own: bool) -> None:
+    sock = open_socket(Endpoint("127.0.0.1", 0)) if own else socket.create_server(("127.0.0.1", 0))
+    sock.setblocking(False)
+    found: list[int] = []
+
+    async def handle(stream: SocketStream, peer: Peer) -> None:
+        for level, option in (
+            (socket.IPPROTO_TCP, socket.TCP_NODELAY),
+            (socket.SOL_SOCKET, socket.SO_KEEPALIVE),
+            (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE),
+        ):
+            found.append(stream.socket.getsockopt(level, option))
+        nursery.cancel_scope.cancel()
+
+    with socket.create_connection(sock.getsockname()):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(serve, [sock], handle, nursery, pytest.fail)
+    sock.close()
+    assert found == [1, 1, 120]
+
+
 async def test_a_unix_socket_that_nobody_listens_on_is_replaced(tmp_path: Path) -> None:
     endpoint = Endpoint("", 0, tmp_path / "imap")
     open_socket(endpoint).close()

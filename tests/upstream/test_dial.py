@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import socket
 import ssl
@@ -14,7 +15,8 @@ from mailgate.config import Server
 from mailgate.errors import UpstreamFailed
 from mailgate.model import Failure, Protocol
 from mailgate.stream import SocketStream
-from mailgate.upstream.dial import Dialer, client_context
+from mailgate.upstream.dial import ASK_SECONDS, SESSION_SECONDS, Dialer, Resumption, client_context
+from mailgate.upstream.limit import StepLimit
 from tests.support.certificates import Authority, authority
 from tests.support.upstream import Client, a_login, a_pool, serving
 
@@ -248,7 +250,7 @@ async def test_a_server_that_does_not_speak_tls() -> None:
 async def test_tls_cannot_start_where_it_is_off() -> None:
     async with serving("silence") as server:
         dialer = Dialer(a_pool(server))
-        stream = await dialer.dial(dialer.pool.servers[0])
+        stream = await dialer.dial(dialer.pool.servers[0], StepLimit("main"))
         with pytest.raises(UpstreamFailed, match="TLS is off for this pool"):
             await dialer.start_tls(stream, dialer.pool.servers[0])
         await stream.aclose()
@@ -362,7 +364,7 @@ async def test_cancelling_a_connection_closes_its_socket(monkeypatch: pytest.Mon
     monkeypatch.setattr(SocketStream, "connect", never)
     dialer = Dialer(a_pool("127.0.0.1:143"))
     with trio.move_on_after(0.01):
-        await dialer.dial(dialer.pool.servers[0])
+        await dialer.dial(dialer.pool.servers[0], StepLimit("main"))
     assert [sock.fileno() for sock in opened] == [-1]
 
 
@@ -373,3 +375,78 @@ async def test_an_error_is_told_in_the_systems_words(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(SocketStream, "connect", refuse)
     assert (await failure_of(Client.of(a_pool("127.0.0.1:143")))).detail == "No route to host"
+
+
+# ---------------------------------------------------------------- resumption
+
+
+async def several(client: Client, count: int) -> list[bool]:
+    """Sign in one after the other; return which connections resumed a TLS session."""
+    resumed = []
+    for _ in range(count):
+        signed_in = await client.open(a_login())
+        assert signed_in.stream.tls is not None
+        resumed.append(signed_in.stream.tls.resumed)
+        await signed_in.stream.aclose()
+    return resumed
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+@pytest.mark.parametrize("pinned", [False, True])
+async def test_later_connections_resume_the_tls_session(
+    version: ssl.TLSVersion, pinned: bool, ca: Authority, tmp_path: Path
+) -> None:
+    issued = ca.issue()
+    context = issued.server()
+    context.maximum_version = version
+    tls: dict[str, object] = {"mode": "implicit", "ca": ca.write(tmp_path)}
+    if pinned:
+        tls["pin"] = [issued.fingerprint]
+    async with serving(HELLO + IN, tls=context, implicit=True) as server:
+        assert await several(Client.of(a_pool(server, tls=tls)), 3) == [False, True, True]
+
+
+async def test_a_server_that_resumes_nothing_is_asked_rarely(ca: Authority, tmp_path: Path) -> None:
+    context = ca.issue().server()
+    context.num_tickets = 0
+    context.options |= ssl.OP_NO_TICKET
+    tls = {"mode": "implicit", "ca": ca.write(tmp_path)}
+    async with serving(HELLO + IN, tls=context, implicit=True) as server:
+        assert await several(Client.of(a_pool(server, tls=tls)), 3) == [False] * 3
+
+
+def a_tls_session() -> ssl.SSLSession:
+    """Do a handshake in memory, and return the client's session."""
+    issuer = authority()
+    near, far = ssl.MemoryBIO(), ssl.MemoryBIO()
+    server = issuer.issue().server().wrap_bio(near, far, server_side=True)
+    client = issuer.client(check_hostname=False).wrap_bio(far, near)
+    left = [client, server]
+    while left:
+        for end in list(left):
+            with contextlib.suppress(ssl.SSLWantReadError):
+                end.do_handshake()
+                left.remove(end)
+    server.write(b"tickets come before this")
+    client.read(100)
+    session = client.session
+    assert session is not None
+    return session
+
+
+def test_a_tls_session_is_kept_until_it_is_refused_or_old() -> None:
+    resumption, session = Resumption(), a_tls_session()
+    assert resumption.session("a", 0.0) is None
+    assert resumption.wants("a", 0.0)
+    resumption.keep("a", session, 0.0)
+    assert not resumption.wants("a", 1e6)
+    assert resumption.wants("b", 0.0)
+    assert resumption.session("b", 0.0) is None
+    assert resumption.session("a", SESSION_SECONDS - 1) is session
+    resumption.refused("a")
+    assert resumption.session("a", 1.0) is None
+    assert not resumption.wants("a", ASK_SECONDS - 1)
+    assert resumption.wants("a", ASK_SECONDS)
+    resumption.keep("a", session, ASK_SECONDS)
+    assert resumption.session("a", ASK_SECONDS + SESSION_SECONDS) is None
+    assert resumption.wants("a", ASK_SECONDS + SESSION_SECONDS)

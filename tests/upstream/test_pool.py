@@ -159,7 +159,8 @@ async def test_cancelled_at_any_moment_a_login_leaves_nothing_open(mode: str, tm
                 break
         await signed_in.stream.aclose()
         gc.collect()
-    assert steps > 2
+    # On one machine a login waits for the greeting and for the answer, and to connect for nothing.
+    assert steps >= 2
 
 
 async def test_what_servers_can_is_remembered(tmp_path: Path) -> None:
