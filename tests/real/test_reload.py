@@ -99,6 +99,7 @@ def configuration(server: Dovecot, authority: Path, gateway: dict[str, int], fol
     """Return one of several configurations, all of which serve the same clients at the same addresses."""
     extra = number % 3 == 0
     text = f"""
+workers = {1 + number // 2 % 2}
 [tls]
 certificate = "{authority}"
 key = "{authority.with_name("key.pem")}"
