@@ -90,7 +90,11 @@ class Gateway:
     ) -> None:
         self.log = logger
         self._heritage = heritage
-        self._bus = AloneBus() if heritage is None else WorkerBus(heritage.channel, heritage.slot)
+        self._bus = (
+            AloneBus(self._answer_failed)
+            if heritage is None
+            else WorkerBus(heritage.channel, heritage.slot, self._answer_failed)
+        )
         self._load = load
         self._relog = relog
         self._reloading = trio.Lock()
@@ -135,6 +139,9 @@ class Gateway:
 
     def _audit(self, action: str, facts: dict[str, object]) -> None:
         self.log.info(action, audit=True, **facts)
+
+    def _answer_failed(self, error: Exception) -> None:
+        self.log.error("a question of the administration failed", exc_info=error)
 
     def _observer_failed(self, error: BaseException) -> None:
         self.metrics.observer_errors.inc()

@@ -55,6 +55,9 @@ APPLY_SECONDS: Final = 120.0
 LATE_SECONDS: Final = 10.0
 """How long behind the drain's limit a worker may take to end before it is killed."""
 
+FORK_SECONDS: Final = 1.0
+"""How long to wait when the system has no memory, process or descriptor left for another worker."""
+
 LEAVE: Final = signal.SIGQUIT
 """What a worker is told that shall accept no more but keep its sessions to their end."""
 
@@ -226,12 +229,16 @@ class Supervisor:
         self._doors.keep(made.plan)
 
     def _close(self) -> None:
-        """Close everything; workers are there only when something went wrong."""
+        """Close everything; workers are there only when something went wrong.
+
+        Those that serve see the end of their channel, drain and end; those that have just begun are of no use.
+        """
         for worker in self.workers:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(worker.pid, signal.SIGKILL)
-            os.waitpid(worker.pid, 0)
             worker.channel.close()
+            if not self._started:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(worker.pid, signal.SIGKILL)
+                os.waitpid(worker.pid, 0)
         self._doors.close()
         self._wakeup.close()
         self._waker.close()
@@ -362,8 +369,14 @@ class Supervisor:
         """Start workers that are missing."""
         if time.monotonic() < self._not_before:
             return
-        for _ in range(self._missing()):
-            self._fork()
+        try:
+            for _ in range(self._missing()):
+                self._fork()
+        except OSError as error:
+            if not self._started:
+                raise
+            self.log.error("a worker cannot be started", error=error.strerror or str(error), seconds=FORK_SECONDS)
+            self._not_before = time.monotonic() + FORK_SECONDS
 
     def _let_go(self) -> None:
         """Have those workers leave that are too many, the highest numbers first."""
@@ -379,6 +392,7 @@ class Supervisor:
     def _fork(self) -> None:
         slot = next(number for number in range(self.slots) if all(worker.slot != number for worker in self.workers))
         ours, theirs = channels()
+        pid = -1
         # The child must not write a signal of its own into the socket that wakes this process.
         signal.pthread_sigmask(signal.SIG_BLOCK, _HEARD)
         try:
@@ -390,7 +404,9 @@ class Supervisor:
                 self._be_worker(slot, theirs)
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _HEARD)
-        theirs.close()
+            theirs.close()
+            if pid < 0:
+                ours.close()
         self.workers.append(Worker(slot, pid, ours, time.monotonic()))
         self.log.debug("a worker begins", worker=slot, pid=pid)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -202,6 +203,19 @@ def test_a_worker_that_is_killed_while_it_begins_is_replaced(house: House) -> No
     assert [worker.state for worker in house.supervisor.workers] == ["starting", "starting"]
 
 
+def test_a_system_that_has_no_process_left_is_asked_again(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    house.worker(0)
+
+    def fail() -> None:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(house.supervisor, "_fork", fail)
+    house.supervisor._keep_number()
+    house.supervisor._keep_number()
+    assert len(house.logged("a worker cannot be started")) == 1
+    assert 0 < house.supervisor._patience() <= 1001
+
+
 # ---------------------------------------------------------------- reloading
 
 
@@ -342,7 +356,7 @@ def running(work: Callable[[Config, Logger, Heritage], None], path: Path, output
 
 def test_a_worker_that_fails_at_its_start_fails_the_gateway(tmp_path: Path) -> None:
     path, output = tmp_path / "mailgate.toml", io.StringIO()
-    path.write_text(text(*free_ports(1)))
+    path.write_text(text(*free_ports(1), more="workers = 1\n"))
 
     def work(config: Config, logger: Logger, heritage: Heritage) -> None:
         raise MailgateError(f"worker {heritage.slot} cannot begin")
@@ -353,7 +367,7 @@ def test_a_worker_that_fails_at_its_start_fails_the_gateway(tmp_path: Path) -> N
 
 def test_an_error_of_our_own_in_a_worker_is_shown_whole(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "mailgate.toml"
-    path.write_text(text(*free_ports(1)))
+    path.write_text(text(*free_ports(1), more="workers = 1\n"))
 
     def work(config: Config, logger: Logger, heritage: Heritage) -> None:
         raise ZeroDivisionError("oops")

@@ -9,6 +9,7 @@ problem carries the path of the key that is to be changed.
 from __future__ import annotations
 
 import ipaddress
+import os
 import platform
 from typing import Annotated, Literal
 
@@ -46,6 +47,9 @@ from mailgate.config.values import (
 from mailgate.model import Protocol
 
 ListenerTls = Literal["implicit", "starttls", "starttls-optional", "off"]
+MOST_WORKERS = 16
+"""Workers where the file does not say how many: on a large machine mail is seldom alone, and each asks every server."""
+
 IDLE_DEFAULT = {Protocol.IMAP: 1860.0, Protocol.POP3: 600.0}
 
 
@@ -341,6 +345,10 @@ def _machine_name() -> str:
     return name if is_host_name(name) else "localhost"
 
 
+def _cores() -> int:
+    return min(len(os.sched_getaffinity(0)), MOST_WORKERS)
+
+
 class Config(Settings):
     """The tables of the file, and what belongs to none of them.
 
@@ -353,7 +361,8 @@ class Config(Settings):
         description="What mailgate calls itself in greetings.",
     )
     workers: Annotated[int, Field(strict=True, ge=1, le=64)] = Field(
-        default=1,
+        default_factory=_cores,
+        json_schema_extra=shown(f"one for each core that it may use, at most {MOST_WORKERS}"),
         description="Processes that serve clients side by side; more than the machine has cores gain nothing.",
     )
     listener: tuple[Listener, ...] = Field(min_length=1, max_length=1000, description="Where mail clients connect.")

@@ -41,21 +41,17 @@ class Bus(Protocol):
         ...
 
 
-async def _answered(handlers: dict[str, Handler], slot: int, kind: str, facts: Message) -> Reply:
-    handler = handlers.get(kind)
-    if handler is None:
-        return Reply(slot, error=f"does not know what {kind} is")
-    try:
-        return Reply(slot, await handler(facts))
-    except MailgateError as error:
-        return Reply(slot, error=str(error))
+Failed = Callable[[Exception], None]
+"""Told of an error in a handler that is mailgate's own; who asked hears only that there was one."""
 
 
 class AloneBus:
     """The bus of a gateway that has its process for itself."""
 
-    def __init__(self) -> None:
+    def __init__(self, failed: Failed, slot: int = 0) -> None:
         self._handlers: dict[str, Handler] = {}
+        self._failed = failed
+        self._slot = slot
 
     def answer(self, kind: str, handler: Handler) -> None:
         """Answer one kind of question from now on."""
@@ -63,7 +59,17 @@ class AloneBus:
 
     async def ask_all(self, kind: str, **facts: object) -> list[Reply]:
         """Ask the only worker that there is."""
-        return [await _answered(self._handlers, 0, kind, facts)]
+        handler = self._handlers.get(kind)
+        if handler is None:
+            return [Reply(self._slot, error=f"does not know what {kind} is")]
+        try:
+            return [Reply(self._slot, await handler(facts))]
+        except MailgateError as error:
+            return [Reply(self._slot, error=str(error))]
+        except Exception as error:
+            # One question that goes wrong must not end a worker's sessions.
+            self._failed(error)
+            return [Reply(self._slot, error="met an error of mailgate's own; its traceback is in the log")]
 
 
 @dataclass(slots=True)
@@ -78,11 +84,10 @@ class WorkerBus:
     ``orders`` says who does what the supervisor tells this worker, by its word.
     """
 
-    def __init__(self, channel: Channel, slot: int) -> None:
+    def __init__(self, channel: Channel, slot: int, failed: Failed) -> None:
         self.orders: dict[str, Order] = {}
         self._channel = channel
-        self._slot = slot
-        self._handlers: dict[str, Handler] = {}
+        self._own = AloneBus(failed, slot)
         self._asked: dict[int, _Asked] = {}
         self._wanted: dict[int, tuple[trio.Event, list[Message]]] = {}
         self._numbers = itertools.count(1)
@@ -91,7 +96,7 @@ class WorkerBus:
 
     def answer(self, kind: str, handler: Handler) -> None:
         """Answer one kind of question from now on."""
-        self._handlers[kind] = handler
+        self._own.answer(kind, handler)
 
     def tell(self, word: str, **facts: object) -> None:
         """Tell the supervisor something; when it is gone, nobody hears it."""
@@ -102,7 +107,7 @@ class WorkerBus:
     async def ask_all(self, kind: str, **facts: object) -> list[Reply]:
         """Ask every worker; one that died or does not answer in time has a reply with an error."""
         if self._gone:
-            return [await _answered(self._handlers, self._slot, kind, facts)]
+            return await self._own.ask_all(kind, **facts)
         number = next(self._numbers)
         asked = self._asked[number] = _Asked()
         self.tell("ask", number=number, kind=kind, facts=facts)
@@ -181,5 +186,5 @@ class WorkerBus:
             os.close(one)
 
     async def _reply(self, ask: int, kind: str, facts: Message) -> None:
-        reply = await _answered(self._handlers, self._slot, kind, facts)
+        (reply,) = await self._own.ask_all(kind, **facts)
         self.tell("reply", ask=ask, answer=reply.answer, error=reply.error)

@@ -385,3 +385,73 @@ def test_a_full_disk_ends_the_trace_and_nothing_else(world: World) -> None:
     tracing.client(b"b NOOP\r\n")
     assert world.audited[-1][1]["stopped_by"] == "No space left on device"
     assert world.tracer.list() == []
+
+
+# ---------------------------------------------------------------- several workers
+
+
+def joined(world: World, facts: dict[str, object], **changes: Any) -> World:
+    """Return the world of another worker that takes part in a trace."""
+    other = World(world.tracer.directory)
+    known: dict[str, Any] = {key: facts[key] for key in ("user", "address", "bodies", "by")}
+    known |= {"name": facts["id"], "seconds": facts["remaining"], "path": Path(str(facts["file"]))}
+    other.tracer.join(**known | changes)
+    return other
+
+
+def test_two_workers_write_whole_lines_to_one_file(world: World) -> None:
+    facts = world.start()
+    other = joined(world, facts)
+    assert other.tracer.list() == [facts]
+    assert str(facts["id"]) in other.tracer
+    for number in range(3):
+        for one in (world, other):
+            tracing = one.tracer.for_session(one.session())
+            assert tracing is not None
+            tracing.client(b"a%d NOOP\r\n" % number)
+    assert world.lines() == [f"C: a{number} NOOP" for number in range(3) for _ in range(2)]
+    assert other.tracer.stop(str(facts["id"]), "admin", silent=True)
+    assert other.audited == []
+    other.tracer.close()
+
+
+def test_who_began_a_trace_does_not_join_it(world: World) -> None:
+    facts = world.start()
+    before = len(os.listdir("/proc/self/fd"))
+    world.tracer.join(
+        name=str(facts["id"]), user=None, address=None, seconds=1, bodies=True, by="", path=Path(str(facts["file"]))
+    )
+    assert world.tracer.list() == [facts]
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("how", ["list", "write", "close"])
+def test_the_end_of_its_time_is_told_by_who_began_it(how: str, world: World) -> None:
+    other = joined(world, world.start())
+    tracing = other.tracer.for_session(other.session())
+    assert tracing is not None
+    if how == "close":
+        other.tracer.close()
+    else:
+        other.now += 60
+        assert tracing.client(b"a NOOP\r\n") is None if how == "write" else other.tracer.list() == []
+    assert other.audited == []
+    assert other.tracer.list() == []
+
+
+def test_what_only_one_of_them_meets_is_told_by_that_one(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trace, "FILE_LIMIT", 10)
+    other = joined(world, world.start())
+    tracing = other.tracer.for_session(other.session())
+    assert tracing is not None
+    tracing.client(b"a NOOP\r\n")
+    assert other.audited[-1][1]["stopped_by"] == "size limit"
+
+
+def test_a_file_that_is_gone_or_no_file_is_not_joined(world: World, tmp_path: Path) -> None:
+    facts = world.start()
+    with pytest.raises(TraceError, match="No such file"):
+        joined(world, facts, path=tmp_path / "absent")
+    (tmp_path / "link").symlink_to(str(facts["file"]))
+    with pytest.raises(TraceError):
+        joined(world, facts, path=tmp_path / "link")

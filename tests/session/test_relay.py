@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import trio
 import trio.testing
@@ -464,6 +466,25 @@ async def test_a_drain_waits_for_what_is_under_way(
         await world.stage.play(done)
         assert world.watch.end_idle("shutting_down") == 0
         await world.stage.play("S: * BYE <*>" if protocol == "imap" else "closed: client")
+
+
+@pytest.mark.parametrize(
+    ("said", "heard"),
+    [
+        ("U: * 1 EXISTS\nS: * 1 EXISTS", "S: * BYE Disconnected by the administrator."),
+        ("U: * 1 FETCH (BODY[] {100}\nS: * 1 FETCH (BODY[] {100}", ""),
+    ],
+    ids=["at the end of a response", "inside a literal"],
+)
+async def test_one_session_is_ended_by_hand(autojump_clock: object, said: str, heard: str) -> None:
+    async with on_stage("imap") as world:
+        await world.stage.play(f"{IMAP}\nC: b FETCH 1 BODY[]\nG: b FETCH 1 BODY[]\n{said}")
+        session = world.session
+        assert session is not None
+        assert not world.watch.end(dataclasses.replace(session), "kicked")
+        assert world.watch.end(session, "kicked")
+        await world.stage.play(f"{heard}\nclosed: client\nclosed: upstream\nevents: SessionClosed(proxy kicked)")
+        assert not world.watch.end(session, "kicked")
 
 
 async def test_a_drain_ends_an_idle(autojump_clock: object) -> None:

@@ -12,6 +12,12 @@ from mailgate.errors import MailgateError
 from mailgate.workers.bus import AloneBus, Reply, WorkerBus
 from mailgate.workers.packets import Channel, Message, channels
 
+failures: list[str] = []
+
+
+def failed(error: Exception) -> None:
+    failures.append(repr(error))
+
 
 class Told:
     def __init__(self, channel: Channel, bus: WorkerBus) -> None:
@@ -29,7 +35,7 @@ class Told:
 @asynccontextmanager
 async def running() -> AsyncIterator[Told]:
     ours, theirs = channels()
-    bus = WorkerBus(theirs, 1)
+    bus = WorkerBus(theirs, 1, failed)
     with trio.fail_after(5):
         async with trio.open_nursery() as nursery:
             await nursery.start(bus.run)
@@ -43,14 +49,17 @@ async def double(facts: Message) -> Message:
     await trio.lowlevel.checkpoint()
     if facts["number"] is None:
         raise MailgateError("no number")
-    return {"doubled": 2 * facts["number"]}
+    return {"doubled": 2 * facts["number"] ** 2 // facts["number"]}
 
 
 async def test_alone_it_asks_itself() -> None:
-    bus = AloneBus()
+    bus = AloneBus(failed)
     bus.answer("double", double)
     assert await bus.ask_all("double", number=2) == [Reply(0, {"doubled": 4})]
     assert await bus.ask_all("double", number=None) == [Reply(0, error="no number")]
+    own = "met an error of mailgate's own; its traceback is in the log"
+    assert await bus.ask_all("double", number=0) == [Reply(0, error=own)]
+    assert failures == ["ZeroDivisionError('integer division or modulo by zero')"]
     assert await bus.ask_all("treble") == [Reply(0, error="does not know what treble is")]
 
 
@@ -131,7 +140,7 @@ async def test_what_the_supervisor_does_is_awaited() -> None:
 
 async def test_a_supervisor_that_is_gone() -> None:
     ours, theirs = channels()
-    bus = WorkerBus(theirs, 1)
+    bus = WorkerBus(theirs, 1, failed)
     bus.answer("double", double)
     outcome: list[object] = []
 
