@@ -396,6 +396,9 @@ class Gateway:
             bus.tell("ready")
             nursery.start_soon(self._administration.catch_up)
         self.log.error("the supervisor is gone, this worker ends too", sessions=len(self.sessions))
+        # Another gateway may be started at once, and needs every address.
+        for door in self.doors.open:
+            door.gone.set()
         await self._hand_on.send(signal.SIGTERM)
 
     async def _take_signal(self, order: Message, descriptors: Sequence[int]) -> None:

@@ -88,6 +88,11 @@ class House:
         by_port = {client.sock.getsockname()[1]: client for client in self.clients}
         return {worker: (by_port[session["port"]], session) for worker, session in found.items()}
 
+    def refuses(self, port: str) -> bool:
+        """Whether nobody listens on a port."""
+        with contextlib.closing(socket.socket()) as probe:
+            return probe.connect_ex(("127.0.0.1", self.ports[port])) != 0
+
     def noop(self, client: imaplib.IMAP4) -> bool:
         try:
             return client.noop()[0] == "OK"
@@ -235,11 +240,7 @@ def test_a_reload_is_put_into_force_by_all_and_told_once(house: House, user: Use
     ]
     assert [line["bind"] for line in house.log("listening no more")] == [[f"127.0.0.1:{house.ports['extra']}"]]
 
-    def refused() -> bool:
-        with contextlib.closing(socket.socket()) as probe:
-            return probe.connect_ex(("127.0.0.1", house.ports["extra"])) != 0
-
-    until(refused, house.program)
+    until(lambda: house.refuses("extra"), house.program)
     assert all(house.noop(client) for client, _ in clients.values())
     assert len(house.program.workers()) == WORKERS
 
@@ -327,10 +328,19 @@ def test_workers_end_when_their_supervisor_is_killed(
         house = House(program, tmp_path, ports, text, Gateway(program, tmp_path, authority, {}, ports["metrics"]))
         until(lambda: len(program.workers()) == WORKERS, program)
         pids = program.workers()
-        client = house.login(user)
+        client, busy = house.login(user), house.login(user)
+        # Nobody ends this command, so its session lasts as long as the drain.
+        busy.send(b"a1 APPEND inbox {10}\r\n")
+        assert busy.readline().startswith(b"+")
         program.process.kill()
         assert client.readline() == b"* BYE [UNAVAILABLE] The server is shutting down.\r\n"
         client.shutdown()
+        until(lambda: all(house.refuses(port) for port in ("imaps", "plain", "metrics")), program)
+        assert any(running(pid) for pid in pids)
+        busy.send(b"0123456789\r\n")
+        assert busy.readline().startswith(b"a1 OK")
+        assert busy.readline().startswith(b"* BYE")
+        busy.shutdown()
         until(lambda: not any(running(pid) for pid in pids), program)
     finally:
         program.stop()
