@@ -1,4 +1,4 @@
-"""The relay engine under load: pressure, delays, turns, time, and whom it serves meanwhile; ends are a file of their own."""
+"""The relay engine under load: pressure, delays, turns, time, and whom it serves meanwhile; ends have a file."""
 
 from __future__ import annotations
 
