@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import trio
 
 from mailgate import config
@@ -15,6 +16,7 @@ from mailgate.errors import UpstreamFailed
 from mailgate.events import SessionClosed
 from mailgate.model import ALLOW, Failure, Login, Peer, Protocol, Route, Session, Side, TlsInfo
 from mailgate.policy.gate import Gate, GateSettings
+from mailgate.session import engine
 from mailgate.session.dialogue import Services, SessionOver
 from mailgate.session.engine import Engine
 from mailgate.session.relay import End, Watch
@@ -144,6 +146,14 @@ class World:
             raise UpstreamFailed(self.fail.pop(0), "login/banner", "as the test wants it")
         stream = self.stage.open_upstream(login.user, str(login.mechanism))
         return FakeSignedIn(stream, self.residual, self.untagged)
+
+
+@pytest.fixture(params=["guest", "task"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Let the engine wait in Trio's place, and as a task does where Trio's epoll is not to be found."""
+    if request.param == "task":
+        monkeypatch.setattr(engine, "_epoll_that_watches", lambda fd: None)
+    return str(request.param)
 
 
 def listener(protocol: str, **options: object) -> config.Listener:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import ssl
@@ -110,8 +111,8 @@ class Yard:
         turns = [0]
         turn = self.engine._turn
 
-        def counted(ready: list[tuple[int, int]]) -> bool:
-            result = turn(ready)
+        def counted(ready: list[tuple[int, int]], now: float) -> bool:
+            result = turn(ready, now)
             turns[0] += 1
             act(turns[0])
             return result
@@ -162,6 +163,18 @@ def reset(far: Far) -> None:
     sock.close()
 
 
+def send_at_once(far: Far, data: bytes | None) -> None:
+    """Send without waiting, through TLS; its end with ``None``. What comes of it must fit into the socket."""
+    assert isinstance(far, trio.SSLStream)
+    if data is None:
+        with contextlib.suppress(ssl.SSLWantReadError):
+            far._ssl_object.unwrap()
+    else:
+        far._ssl_object.write(data)
+    records = far._outgoing.read()
+    assert raw_socket(far)._sock.send(records) == len(records)
+
+
 async def read(far: Far, size: int, *, at_a_time: int = 65536, pause: float = 0.0) -> bytes:
     """Read just so many bytes, at most so many at a time and after a pause each."""
     got = bytearray()
@@ -172,6 +185,14 @@ async def read(far: Far, size: int, *, at_a_time: int = 65536, pause: float = 0.
         assert piece, f"the end came after {len(got)} of {size} bytes"
         got += piece
     return bytes(got)
+
+
+async def command(link: Link, tag: bytes) -> None:
+    """Let a command go forth and its answer back."""
+    await link.client.send_all(tag + b" NOOP\r\n")
+    assert await read(link.upstream, len(tag) + 7) == tag + b" NOOP\r\n"
+    await link.upstream.send_all(tag + b" OK done\r\n")
+    assert await read(link.client, len(tag) + 10) == tag + b" OK done\r\n"
 
 
 async def read_all(far: Far) -> bytes:
