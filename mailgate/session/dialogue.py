@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import abc
 import base64
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Final
 from typing import Protocol as Interface
@@ -129,6 +129,16 @@ class Services:
     linger: float
 
 
+def mechanisms_for(known: Sequence[frozenset[str]]) -> tuple[Mechanism, ...]:
+    """Return the SASL mechanisms to offer: bearer tokens only where every known upstream takes them."""
+    return tuple(
+        mechanism
+        for mechanism in OFFERED_MECHANISMS
+        if mechanism not in BEARER_MECHANISMS
+        or (known and all(f"AUTH={mechanism}" in capabilities for capabilities in known))
+    )
+
+
 class Dialogue(abc.ABC):
     """One client's dialogue before login, and its first words after it."""
 
@@ -200,14 +210,8 @@ class Dialogue(abc.ABC):
 
     @property
     def mechanisms(self) -> tuple[Mechanism, ...]:
-        """The SASL mechanisms to offer: bearer tokens only where every known upstream takes them."""
-        known = self.services.upstream_capabilities(self.session)
-        return tuple(
-            mechanism
-            for mechanism in OFFERED_MECHANISMS
-            if mechanism not in BEARER_MECHANISMS
-            or (known and all(f"AUTH={mechanism}" in capabilities for capabilities in known))
-        )
+        """The SASL mechanisms to offer."""
+        return mechanisms_for(self.services.upstream_capabilities(self.session))
 
     async def send(self, data: bytes, shown: bytes | None = None) -> None:
         """Send to the client; raises SessionOver when it has gone.

@@ -12,7 +12,7 @@ from typing import Final
 
 from mailgate.model import Login, Mechanism, Protocol, Refusal, Secret, Side
 from mailgate.policy import access, answers
-from mailgate.session.dialogue import HIDDEN, Dialogue, SessionOver, SignedIn
+from mailgate.session.dialogue import HIDDEN, Dialogue, SessionOver, SignedIn, mechanisms_for
 from mailgate.wire import sasl
 from mailgate.wire.framing import BadCommand, SaslLine
 from mailgate.wire.imap import Command, CommandReceiver, LiteralAnnounced
@@ -46,13 +46,10 @@ class ImapDialogue(Dialogue):
         await self.send(f"* OK [CAPABILITY {self._capabilities()}] {self.services.hostname} ready\r\n".encode())
 
     def _capabilities(self) -> str:
-        return " ".join(
-            access.greeting_capabilities(
-                self.services.upstream_capabilities(self.session),
-                tls_available=self.connection.can_start_tls,
-                plaintext_ok=self.credentials_allowed,
-                mechanisms=self.mechanisms,
-            )
+        return _offered(
+            tuple(self.services.upstream_capabilities(self.session)),
+            self.connection.can_start_tls,
+            self.credentials_allowed,
         )
 
     async def read_login(self) -> Login:
@@ -156,7 +153,7 @@ class ImapDialogue(Dialogue):
         if not self.credentials_allowed:
             await self._turn_down(answers.CLEARTEXT_DISABLED)
             return None
-        if sasl.has_control(user) or sasl.has_control(password) or not user:
+        if sasl.has_control(user + password) or not user:
             await self._turn_down(answers.INVALID_CREDENTIALS)
             return None
         return self._complete(Mechanism.COMMAND, user, b"", Secret(password))
@@ -231,6 +228,16 @@ class ImapDialogue(Dialogue):
 
     def _next_line(self) -> SaslLine | BadCommand | None:
         return self._receiver.next_line()
+
+
+@functools.lru_cache(maxsize=64)
+def _offered(upstream: tuple[frozenset[str], ...], tls_available: bool, plaintext_ok: bool) -> str:
+    """Return the capabilities before login, which are the same for nearly all clients."""
+    return " ".join(
+        access.greeting_capabilities(
+            upstream, tls_available=tls_available, plaintext_ok=plaintext_ok, mechanisms=mechanisms_for(upstream)
+        )
+    )
 
 
 @functools.lru_cache(maxsize=64)

@@ -110,8 +110,10 @@ class Dialer:
         return self._context is not None or server.name in self._local or self.pool.allow_plaintext_auth
 
     async def dial(self, server: Server, limit: StepLimit) -> SocketStream:
-        """Return a connection, inside TLS where that is implicit; raises UpstreamFailed."""
-        limit.begin("connect/none", "connection", self.pool.connect_timeout)
+        """Return a connection, inside TLS where that is implicit; raises UpstreamFailed.
+
+        ``limit`` has begun with the step of connecting.
+        """
         stream = await self._connect(server)
         keep_alive(stream.socket)
         if self.pool.tls.mode == "implicit":

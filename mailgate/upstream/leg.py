@@ -7,6 +7,7 @@ administrator needs first: ``login/banner`` is a server that greets and then han
 from __future__ import annotations
 
 import abc
+import functools
 from dataclasses import dataclass
 from typing import Final
 
@@ -39,6 +40,12 @@ class SignedIn:
     capabilities: frozenset[str]
     shown: tuple[bytes, ...]
     server: str
+
+
+@functools.lru_cache(maxsize=64)
+def _mechanisms(capabilities: frozenset[str]) -> frozenset[Mechanism]:
+    """Return the mechanisms among a server's capabilities, which are the same at every login."""
+    return frozenset(one for one in Mechanism if f"AUTH={one}" in capabilities)
 
 
 class UpstreamLeg(abc.ABC):
@@ -106,9 +113,9 @@ class UpstreamLeg(abc.ABC):
         return self.failed(failure, detail)
 
     @property
-    def offered(self) -> set[Mechanism]:
+    def offered(self) -> frozenset[Mechanism]:
         """The SASL mechanisms that the server says it has and mailgate knows."""
-        return {one for one in Mechanism if f"AUTH={one}" in self.capabilities}
+        return _mechanisms(self.capabilities)
 
     def choose(self, login: Login, *, command: bool) -> Mechanism:
         """Return how to sign in: as the client did if the server can, else as it can.
@@ -142,5 +149,5 @@ class UpstreamLeg(abc.ABC):
                 Failure.INSECURE,
                 "no TLS on the way to this server: set tls, or allow_plaintext_auth for its pool",
             )
-        if sasl.has_control(login.user) or sasl.has_control(login.authzid) or sasl.has_control(login.secret.reveal()):
+        if sasl.has_control(login.user + login.authzid + login.secret.reveal()):
             raise self.failed(Failure.AUTH_REJECTED, "control characters in the credentials")

@@ -27,12 +27,13 @@ class StepLimit:
 
     __slots__ = ("_at", "_scope", "_seconds", "_server", "_what")
 
-    def __init__(self, server: str) -> None:
+    def __init__(self, server: str, seconds: float) -> None:
+        """Begin with the step of connecting."""
         self._server = server
-        self._scope = trio.CancelScope()
+        self._scope = trio.CancelScope(deadline=trio.current_time() + seconds)
         self._at: Progress | str = "connect/none"
         self._what = "connection"
-        self._seconds = 0.0
+        self._seconds = seconds
 
     def begin(self, at: Progress | str, what: str, seconds: float, left: float | None = None) -> None:
         """Begin a step of which ``what`` is expected within ``seconds``, of which ``left`` are left."""

@@ -111,8 +111,8 @@ class Upstreams:
         key = pool_name, server.name
         greeted = False
         try:
-            with StepLimit(server.name) as limit:
-                dialer = self._dialers[pool_name]
+            dialer = self._dialers[pool_name]
+            with StepLimit(server.name, dialer.pool.connect_timeout) as limit:
                 stream = await dialer.dial(server, limit)
                 try:
                     leg = LEGS[dialer.pool.protocol](dialer, server, stream, self._buffer)

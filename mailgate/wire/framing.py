@@ -79,7 +79,7 @@ class LineBuffer:
             if self._scanned > limit:
                 raise RemoteProtocolError("line too long")
             return None
-        if end + 1 > limit:
+        if end >= limit:
             raise RemoteProtocolError("line too long")
         return self.take(end + 1)
 
@@ -105,8 +105,13 @@ class LineBuffer:
 
     def take(self, size: int) -> bytes:
         """Take ``size`` bytes, or all there are."""
-        piece = bytes(self._data[:size])
-        del self._data[:size]
+        if size >= len(self._data):
+            # Most lines come by themselves.
+            piece = bytes(self._data)
+            self._data.clear()
+        else:
+            piece = bytes(self._data[:size])
+            del self._data[:size]
         self._scanned = 0
         self.taken += len(piece)
         return piece

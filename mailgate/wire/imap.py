@@ -24,7 +24,10 @@ Argument: TypeAlias = "bytes | tuple[Argument, ...] | None"
 _ATOM: Final = rb"[!#$&'+,\-./0-9:;<=>?@A-Z\[\]^_`a-z|}~]+"
 _LINE_TAG = re.compile(rb"[!#$&',\-./0-9:;<=>?@A-Z\[\]^_`a-z|}~]+(?=[ \r\n])")
 _HEAD = re.compile(rb"([!#$&',\-./0-9:;<=>?@A-Z\[\]^_`a-z|}~]+) ([A-Za-z][A-Za-z0-9._\-]*)")
-_TOKEN = re.compile(rb"(?P<atom>" + _ATOM + rb')|"(?P<quoted>(?:[^"\\\r\n\0]|\\["\\])*)"|(?P<mark>[ ()])')
+_QUOTED: Final = rb'(?:[^"\\\r\n\0]|\\["\\])*'
+_TOKEN = re.compile(rb"(?P<atom>" + _ATOM + rb')|"(?P<quoted>' + _QUOTED + rb')"|(?P<mark>[ ()])')
+_WORD = re.compile(rb" (?:(" + _ATOM + rb')|"(' + _QUOTED + rb')")')
+_WORDS_ALONE = re.compile(rb"(?: (?:" + _ATOM + rb'|"' + _QUOTED + rb'"))*+\r?\n')
 _ESCAPE = re.compile(rb"\\(.)")
 _ANNOUNCED = re.compile(rb"(~?)\{([0-9]+)(\+?)\}\r?\n\Z")
 _HTTP = re.compile(rb"(?:GET|POST|HEAD|PUT|OPTIONS|CONNECT|DELETE|PATCH|TRACE|PRI) [^ ]+ HTTP/")
@@ -61,6 +64,10 @@ def quote(value: bytes) -> bytes:
     """Return ``value`` as a quoted string; raises ValueError for what only a literal can hold."""
     if _UNQUOTABLE.search(value):
         raise ValueError("needs a literal")
+    return _quoted(value)
+
+
+def _quoted(value: bytes) -> bytes:
     return b'"%b"' % value.replace(b"\\", b"\\\\").replace(b'"', b'\\"')
 
 
@@ -78,10 +85,10 @@ def encode_arguments(values: Sequence[bytes], literal: Literal["sync", "plus", "
     """
     pieces = [b""]
     for value in values:
-        if b"\0" in value:
-            raise ValueError("NUL in a string")
         if not needs_literal(value):
-            pieces[-1] += b" " + quote(value)
+            pieces[-1] += b" " + _quoted(value)
+        elif b"\0" in value:
+            raise ValueError("NUL in a string")
         elif literal == "plus" or (literal == "minus" and len(value) <= LITERAL_MINUS_LIMIT):
             pieces[-1] += b" {%d+}\r\n%b" % (len(value), value)
         else:
@@ -260,6 +267,12 @@ def _parse(parts: tuple[bytes, ...], limits: Limits) -> Command:
 
 def _arguments(parts: tuple[bytes, ...], at: int, limits: Limits, *, nil: bool) -> tuple[Argument, ...]:
     """Parse the arguments behind a command's name; ``nil`` says that an atom NIL stands for nothing."""
+    if len(parts) == 1 and not nil and _WORDS_ALONE.match(parts[0], at):
+        # What LOGIN and AUTHENTICATE hold, without the general case's steps for each token.
+        words = _WORD.findall(parts[0], at)
+        if len(words) > limits.arguments:
+            raise RemoteProtocolError("Too many arguments")
+        return tuple([atom or _ESCAPE.sub(rb"\1", quoted) for atom, quoted in words])
     stack: list[list[Argument]] = [[]]
     count = 0
     # A value follows a space or an opening parenthesis and nothing else.

@@ -250,7 +250,7 @@ async def test_a_server_that_does_not_speak_tls() -> None:
 async def test_tls_cannot_start_where_it_is_off() -> None:
     async with serving("silence") as server:
         dialer = Dialer(a_pool(server))
-        stream = await dialer.dial(dialer.pool.servers[0], StepLimit("main"))
+        stream = await dialer.dial(dialer.pool.servers[0], StepLimit("main", 5))
         with pytest.raises(UpstreamFailed, match="TLS is off for this pool"):
             await dialer.start_tls(stream, dialer.pool.servers[0])
         await stream.aclose()
@@ -364,7 +364,7 @@ async def test_cancelling_a_connection_closes_its_socket(monkeypatch: pytest.Mon
     monkeypatch.setattr(SocketStream, "connect", never)
     dialer = Dialer(a_pool("127.0.0.1:143"))
     with trio.move_on_after(0.01):
-        await dialer.dial(dialer.pool.servers[0], StepLimit("main"))
+        await dialer.dial(dialer.pool.servers[0], StepLimit("main", 5))
     assert [sock.fileno() for sock in opened] == [-1]
 
 
