@@ -30,6 +30,7 @@ from mailgate.doors import Door, Doors, Opener, Place, Plan, open_place, told
 from mailgate.drain import drain
 from mailgate.errors import ConfigError, ConfigProblem, MailgateError, UpstreamFailed
 from mailgate.generation import Generation, Lasting
+from mailgate.heritage import LEAVE, Heritage, Load, Logger, Relog, allow_files, refusing, warn_of_expiry
 from mailgate.ledger import Seat
 from mailgate.model import Peer, Protocol, Session, State
 from mailgate.net.listener import ListenError, serve, take_waiting
@@ -41,17 +42,7 @@ from mailgate.reception import Reception
 from mailgate.session.engine import Engine
 from mailgate.session.relay import Watch
 from mailgate.stream import SocketStream, burst_buffer
-from mailgate.supervisor import (
-    LEAVE,
-    Heritage,
-    Load,
-    Logger,
-    Relog,
-    Supervisor,
-    allow_files,
-    refusing,
-    warn_of_expiry,
-)
+from mailgate.supervisor import Supervisor
 from mailgate.upstream.pool import Upstreams
 from mailgate.web import admin, http
 from mailgate.workers.bus import AloneBus, WorkerBus

@@ -12,42 +12,47 @@ import contextlib
 import gc
 import os
 import pickle
-import resource
 import select
 import signal
 import socket
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from types import FrameType
 from typing import Any, Final
 
-import structlog
-
 import mailgate
-from mailgate.config import Config, Log
+from mailgate.config import Config
 from mailgate.config.changes import changes
 from mailgate.doors import Door, Doors, Plan, told
 from mailgate.errors import ConfigError, ConfigProblem, MailgateError
-from mailgate.events import Emit, Event
 from mailgate.generation import server_tls
+from mailgate.heritage import (
+    LEAVE,
+    Ear,
+    Heritage,
+    Load,
+    Logger,
+    Relog,
+    Work,
+    allow_files,
+    refusing,
+    warn_of_expiry,
+)
 from mailgate.ledger import Ledger
 from mailgate.net.tls import ServerTls
 from mailgate.observe.cells import SharedCells
 from mailgate.observe.metrics import SupervisorMetrics
 from mailgate.upstream.pool import Upstreams
 from mailgate.workers.packets import Channel, Message, channels
+from mailgate.workers.questions import Questions, Worker
 from mailgate.workers.restarts import Restarts
 
 SLOTS: Final = 16
 """Workers that there can be at once, those included that only let their last sessions end; twice as many as
 are asked for at the start where that is more. What they share has a place for each."""
-
-ASK_SECONDS: Final = 5.0
-"""How long workers have to answer a question of one of them."""
 
 APPLY_SECONDS: Final = 120.0
 """How long workers have to put a configuration into force: thousands of certificates are opened one by one."""
@@ -58,87 +63,11 @@ LATE_SECONDS: Final = 10.0
 FORK_SECONDS: Final = 1.0
 """How long to wait when the system has no memory, process or descriptor left for another worker."""
 
-LEAVE: Final = signal.SIGQUIT
-"""What a worker is told that shall accept no more but keep its sessions to their end."""
-
-SPARE_FILES: Final = 200
-"""Open files beside the two sockets of each session: listeners, probes, scrapes, traces, the interpreter's own."""
-
-EXPIRY_WARNING: Final = timedelta(days=14)
-"""How early the log warns of a certificate's end; automatic renewal happens weeks before that."""
-
-Load = Callable[[], Config]
-"""Reads the configuration again; raises ConfigError with everything that is wrong."""
-
-Logger = structlog.stdlib.BoundLogger
-Relog = Callable[[Log], Logger]
-"""Returns a logger with other settings."""
-
 SERVING: Final = ("starting", "ready")
 """The states of workers that accept connections, or soon will."""
 
 _HEARD: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 _STOPS: Final = (signal.SIGTERM, signal.SIGINT)
-
-
-class Ear:
-    """Where events of upstreams go: these are made before the worker that they belong to."""
-
-    def __init__(self) -> None:
-        self.listener: Emit | None = None
-
-    def __call__(self, event: Event) -> None:
-        """Hand an event on."""
-        if self.listener is not None:
-            self.listener(event)
-
-
-@dataclass(frozen=True, slots=True)
-class Heritage:
-    """What a worker has from the supervisor; ``slot`` is its number, which no other living worker has.
-
-    ``cells`` is what all of them count into, each in the part of its slot; the ``ledger`` has the counts of limits.
-    """
-
-    slot: int
-    doors: list[Door]
-    tls: ServerTls | None
-    upstreams: Upstreams
-    ear: Ear
-    channel: Channel
-    cells: SharedCells
-    ledger: Ledger
-
-    def named(self, logger: Logger, config: Config) -> Logger:
-        """Return a logger whose lines say which worker they are of, where there is more than one."""
-        return logger.bind(worker=self.slot) if config.workers > 1 else logger
-
-
-Work = Callable[[Config, Logger, Heritage], None]
-"""What a worker does from its fork to its end; raises MailgateError or OSError when it cannot."""
-
-
-@dataclass(eq=False, slots=True)
-class Worker:
-    """A worker as the supervisor sees it. ``state`` is starting, ready, leaving or ending."""
-
-    slot: int
-    pid: int
-    channel: Channel
-    began: float
-    state: str = "starting"
-    deaf: bool = False
-    failure: str = ""
-
-
-@dataclass(slots=True)
-class Ask:
-    """A question that is under way: who asks, under which number, and who has still to answer."""
-
-    asker: Worker
-    number: int
-    waiting: set[Worker]
-    deadline: float
 
 
 @dataclass(slots=True)
@@ -178,8 +107,7 @@ class Supervisor:
         self._doors = Doors()
         self._made = _Made(config, Upstreams(config, self._ear))
         self._wakeup, self._waker = socket.socketpair()
-        self._asks: dict[int, Ask] = {}
-        self._numbers = 0
+        self._questions = Questions()
         self._apply: Apply | None = None
         self._wanted: deque[list[tuple[Worker, int]]] = deque()
         self._restarts = Restarts()
@@ -288,7 +216,7 @@ class Supervisor:
 
     def _patience(self) -> float:
         """Return for how many milliseconds nothing has to be done by itself."""
-        moments = [ask.deadline for ask in self._asks.values()]
+        moments = [ask.deadline for ask in self._questions.open.values()]
         if self._apply is not None:
             moments.append(self._apply.deadline)
         elif self._wanted:
@@ -306,9 +234,7 @@ class Supervisor:
     def _keep_time(self) -> None:
         """Do what is due."""
         now = time.monotonic()
-        for number, ask in list(self._asks.items()):
-            if now >= ask.deadline:
-                self._answered(number, ask)
+        self._questions.expire(now)
         if self._apply is not None and now >= self._apply.deadline:
             for worker in list(self._apply.waiting):
                 self._applied(worker, f"no answer within {APPLY_SECONDS:g} s")
@@ -477,11 +403,7 @@ class Supervisor:
     def _forget(self, worker: Worker) -> None:
         """Leave nothing behind of a worker that has ended."""
         worker.channel.close()
-        for number, ask in list(self._asks.items()):
-            if ask.asker is worker:
-                del self._asks[number]
-            elif worker in ask.waiting:
-                self._reply(worker, number, ask, {"error": "died"})
+        self._questions.forget(worker)
         if self._apply is not None:
             self._apply.wanted = [(who, number) for who, number in self._apply.wanted if who is not worker]
             self._apply.waiting.discard(worker)
@@ -512,47 +434,15 @@ class Supervisor:
             case {"word": "failed", "error": str() as error}:
                 worker.failure = error
             case {"word": "ask", "number": int() as number, "kind": kind, "facts": facts}:
-                self._ask(worker, number, kind, facts)
+                self._questions.ask(worker, number, kind, facts, self.workers, time.monotonic())
             case {"word": "reply", "ask": int() as number}:
-                ask = self._asks.get(number)
-                if ask is not None and worker in ask.waiting:
-                    self._reply(worker, number, ask, {key: message.get(key) for key in ("answer", "error")})
+                self._questions.reply(worker, number, {key: message.get(key) for key in ("answer", "error")})
             case {"word": "reload", "number": int() as number}:
                 self._wanted.append([(worker, number)])
                 if self._stopping:
                     self._refuse_wanted()
             case {"word": "applied", "error": str() as error}:
                 self._applied(worker, error)
-
-    def _ask(self, asker: Worker, number: int, kind: object, facts: object) -> None:
-        """Hand a question of one worker to all."""
-        self._numbers += 1
-        ask = Ask(asker, number, set(), time.monotonic() + ASK_SECONDS)
-        self._asks[self._numbers] = ask
-        question = {"word": "asked", "ask": self._numbers, "kind": kind, "facts": facts}
-        # One that starts has no sessions and hears too late.
-        ask.waiting = {one for one in self.workers if one.state != "starting" and not one.deaf}
-        for worker in list(ask.waiting):
-            if not worker.channel.put(question):
-                self._reply(worker, self._numbers, ask, {"error": "hangs"})
-        if not ask.waiting:
-            self._answered(self._numbers, ask)
-
-    def _reply(self, worker: Worker, number: int, ask: Ask, said: Message) -> None:
-        """Hand a worker's answer to the one that asked."""
-        ask.waiting.discard(worker)
-        ask.asker.channel.put({"word": "reply", "number": ask.number, "worker": worker.slot} | said)
-        if not ask.waiting:
-            self._answered(number, ask)
-
-    def _answered(self, number: int, ask: Ask) -> None:
-        """End a question; those that did not answer are told of."""
-        if self._asks.pop(number, None) is None:
-            return
-        for worker in ask.waiting:
-            late = {"word": "reply", "number": ask.number, "worker": worker.slot}
-            ask.asker.channel.put(late | {"error": f"no answer within {ASK_SECONDS:g} s"})
-        ask.asker.channel.put({"word": "answered", "number": ask.number})
 
     # ---------------------------------------------------------------- reloading
 
@@ -687,42 +577,3 @@ def _name(number: int) -> str:
     except ValueError:
         # Real-time signals have no names.
         return str(number)
-
-
-@contextlib.contextmanager
-def refusing(path: str, logger: Logger) -> Iterator[None]:
-    """Make whatever goes wrong a reason to refuse a configuration: running sessions must not suffer from it."""
-    try:
-        yield
-    except ConfigError:
-        raise
-    except (MailgateError, OSError) as error:
-        raise ConfigError([ConfigProblem(path, "", f"cannot be used: {error}")]) from error
-    except Exception as error:
-        logger.error("reload failed", exc_info=error)
-        problem = ConfigProblem(path, "", "met an error of mailgate's own; its traceback is in the log")
-        raise ConfigError([problem]) from error
-
-
-def warn_of_expiry(tls: ServerTls, logger: Logger) -> None:
-    """Warn of certificates that end soon."""
-    for path, end in tls.expiry().items():
-        if end - datetime.now(UTC) < EXPIRY_WARNING:
-            logger.warning("a certificate ends soon", path=path, not_after=end.isoformat())
-
-
-def allow_files(sessions: int, logger: Logger, workers: Collection[int] = ()) -> None:
-    """Raise the limit on open files to what so many sessions need, as far as this process may.
-
-    Workers inherit it; those that run already are named by their ``workers`` pids.
-    """
-    needed = 2 * sessions + SPARE_FILES
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
-    if soft != resource.RLIM_INFINITY and soft < allowed:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
-        for pid in workers:
-            with contextlib.suppress(ProcessLookupError):
-                resource.prlimit(pid, resource.RLIMIT_NOFILE, (allowed, hard))
-    if allowed < needed:
-        logger.warning("too few open files", allowed=allowed, needed=needed, sessions=sessions)

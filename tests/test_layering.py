@@ -31,6 +31,7 @@ COMPOSES = {
     "app",
     "administration",
     "supervisor",
+    "heritage",
     "generation",
     "doors",
     "reception",

@@ -19,9 +19,11 @@ from mailgate import config as configuration
 from mailgate import supervisor as module
 from mailgate.config import Config
 from mailgate.errors import MailgateError
+from mailgate.heritage import Heritage, Logger
 from mailgate.observe import log
-from mailgate.supervisor import Heritage, Logger, Supervisor, Worker
+from mailgate.supervisor import Supervisor
 from mailgate.workers.packets import Channel, Message, channels
+from mailgate.workers.questions import ASK_SECONDS, Worker
 from mailgate.workers.restarts import AT_ONCE
 from tests.support.gateway import logging_as_before  # noqa: F401
 from tests.support.servers import free_ports
@@ -111,7 +113,7 @@ def test_a_question_goes_to_all_that_serve_and_their_answers_to_the_asker(house:
         reply | {"worker": 0, "answer": {"sessions": [1]}},
         {"word": "answered", "number": 5},
     ]
-    assert house.supervisor._asks == {}
+    assert house.supervisor._questions.open == {}
 
 
 def test_who_dies_or_is_late_is_left_out_and_told_of(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,9 +126,9 @@ def test_who_dies_or_is_late_is_left_out_and_told_of(house: House, monkeypatch: 
     house.supervisor._ended(two, -9)
     assert [(reply["worker"], reply["error"]) for reply in said(to_one)] == [(0, ""), (1, "died")]
     now = time.monotonic()
-    monkeypatch.setattr(time, "monotonic", lambda: now + module.ASK_SECONDS + 1)
+    monkeypatch.setattr(time, "monotonic", lambda: now + ASK_SECONDS + 1)
     house.supervisor._keep_time()
-    late = {"word": "reply", "number": 5, "worker": 2, "error": f"no answer within {module.ASK_SECONDS:g} s"}
+    late = {"word": "reply", "number": 5, "worker": 2, "error": f"no answer within {ASK_SECONDS:g} s"}
     assert said(to_one) == [late, {"word": "answered", "number": 5}]
     to_three.put({"word": "reply", "ask": 1, "answer": {}, "error": ""})
     house.supervisor._hear(house.supervisor.workers[-1])
@@ -140,7 +142,7 @@ def test_an_asker_that_dies_is_answered_no_more(house: House) -> None:
     house.supervisor._ended(one, -9)
     to_two.put({"word": "reply", "ask": said(to_two)[0]["ask"], "answer": {}, "error": ""})
     house.supervisor._hear(two)
-    assert house.supervisor._asks == {}
+    assert house.supervisor._questions.open == {}
 
 
 def test_a_worker_that_says_no_more_is_not_waited_for(house: House) -> None:
