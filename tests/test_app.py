@@ -152,6 +152,7 @@ async def test_an_observer_that_fails_harms_nobody(monkeypatch: pytest.MonkeyPat
         raise ZeroDivisionError("oops")
 
     monkeypatch.setattr(log.SessionLog, "__call__", fail)
+    monkeypatch.delattr(log.SessionLog, "hears")
     async with serving(SIGNED_IN) as server, running(one(server)) as gateway:
         client = await gateway.connect()
         assert (await client.logs_in()).startswith("a1 OK")
