@@ -498,8 +498,9 @@ class Engine:
     def _finish(self, pair: _Pair) -> None:
         """Tell the client why, close both sockets, and say so to whom it concerns; once."""
         relay = pair.relay
-        if self._legs.get(pair.client.fd) is not pair.client:
+        if relay.wake is _nothing:
             return
+        relay.wake = _nothing
         self._touched = True
         for leg in (pair.client, pair.upstream):
             self._legs.pop(leg.fd, None)
@@ -514,7 +515,6 @@ class Engine:
             relay.crashed(error)
             end = End(Side.PROXY, "internal")
         finally:
-            relay.wake = _nothing
             for leg in (pair.client, pair.upstream):
                 _close(leg)
                 # What refers to itself would stay until a collection of garbage.

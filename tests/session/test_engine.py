@@ -155,6 +155,23 @@ async def test_a_flood_of_bad_lines_is_answered_in_turns(autojump_clock: object)
         assert bytes(got) == answers
 
 
+async def test_answers_that_were_put_off_come_behind_a_send_that_is_blocked_meanwhile(autojump_clock: object) -> None:
+    lines = b"* 1 EXISTS\r\n" * 8000
+    answers = b"* BAD Expected a tag and a command\r\n" * 300
+    async with serving() as yard:
+
+        def say(link: Link) -> None:
+            raw_socket(link.upstream).setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+            assert raw_socket(link.upstream)._sock.send(lines) == len(lines)
+
+        # The turn in which the upstream's lines fill the client's socket is one of the client's, too.
+        link = await yard.link(imap_core(), early=(b"x\r\n" * 300, b""), small=True, before=say)
+        await trio.sleep(1)
+        got = await read(link.client, len(lines) + len(answers))
+        assert got.replace(b"* 1 EXISTS\r\n", b"") == answers
+        assert got.count(b"* 1 EXISTS\r\n") == 8000
+
+
 async def test_what_was_put_off_is_put_off_once(autojump_clock: object) -> None:
     async with serving() as yard:
         link = await yard.link(imap_core())

@@ -12,7 +12,7 @@ import trio.testing
 
 from mailgate.events import CommandFinished, Event
 from mailgate.model import ALLOW, Delay, Side, Verdict
-from mailgate.session.engine import TRIO_SECONDS
+from mailgate.session.engine import TRIO_SECONDS, _epoll_that_watches
 from mailgate.session.relay import End
 from mailgate.wire.relay import CopyRelay
 from tests.support.yard import Link, Yard, command, imap_core, raw_socket, read, serving
@@ -230,3 +230,13 @@ def test_the_epoll_of_another_run_is_not_taken_for_ours(way: str) -> None:
         thread.join()
     assert len(set(found.values())) == 2
     assert -1 not in found.values()
+
+
+def test_an_epoll_that_is_not_to_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _epoll_that_watches(1 << 20) is None
+
+    def refuse(path: str) -> list[str]:
+        raise PermissionError(path)
+
+    monkeypatch.setattr("os.listdir", refuse)
+    assert _epoll_that_watches(0) is None

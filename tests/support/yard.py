@@ -47,6 +47,7 @@ class Link:
     client: Far
     upstream: Far
     near: tuple[socket.socket, socket.socket]
+    far: tuple[trio.socket.SocketType, trio.socket.SocketType]
     ends: list[End] = field(default_factory=list)
     ended: trio.Event = field(default_factory=trio.Event)
 
@@ -85,7 +86,7 @@ class Yard:
         near_upstream, upstream = await _connected("upstream" in tls, tcp, small, near_serves=False)
         session = Session(f"s{len(self.links)}", Protocol.IMAP, "test", Peer("192.0.2.1", 1), trio.current_time())
         relay = Relay(core, session, lambda event: self.emit(event), idle=60.0, linger=linger, farewell=farewell)
-        link = Link(session, client, upstream, (near_client, near_upstream))
+        link = Link(session, client, upstream, (near_client, near_upstream), (raw_socket(client), raw_socket(upstream)))
         self.links.append(link)
         before(link)
         self.engine.adopt(relay, near_client, near_upstream, lambda end: done(link, end), *early)
@@ -125,8 +126,8 @@ class Yard:
         for link in self.links:
             assert len(link.ends) == 1, (link.session.id, link.ends)
             assert [sock.fileno() for sock in link.near] == [-1, -1]
-            for far in (link.client, link.upstream):
-                raw_socket(far).close()
+            for far in link.far:
+                far.close()
         assert (len(self.engine), len(self.engine._legs), len(self.watch)) == (0, 0, 0)
 
 
