@@ -104,6 +104,14 @@ def authority() -> Authority:
     return Authority(trustme.CA())
 
 
+@cache
+def contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """Return a server's context, without tickets that would lie unread at a far end, and its client's."""
+    serving = authority().issue("localhost").server()
+    serving.num_tickets = 0
+    return serving, authority().client()
+
+
 def write_short_key(folder: Path, stem: str = "short") -> tuple[Path, Path]:
     """Write a certificate with a key of 1024 bits, as old devices may need, and return both paths."""
     key = rsa.generate_private_key(public_exponent=65537, key_size=1024)

@@ -26,8 +26,10 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import re
 import socket
+import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -46,6 +48,7 @@ from mailgate.events import (
 )
 from mailgate.model import Session
 from mailgate.stream import SocketStream, TrioStream
+from tests.support.certificates import contexts
 
 PATIENCE = 100.0
 """Seconds of the virtual clock that a step may take."""
@@ -203,16 +206,84 @@ class SocketWire(SocketStream):
                 self.near.send(b"x" * 65536)
 
 
+class TlsFar:
+    """The far end of a TLS connection."""
+
+    def __init__(self, sock: ssl.SSLSocket) -> None:
+        self.socket = sock
+        self._stream = SocketStream(sock)
+
+    async def send_all(self, data: bytes) -> None:
+        await self._stream.send_all(data)
+
+    async def receive_some(self) -> bytes:
+        buffer = bytearray(65536)
+        return bytes(buffer[: await self._stream.receive(memoryview(buffer))])
+
+    async def send_eof(self) -> None:
+        """Say the farewell of TLS, after which its connection stays."""
+        await trio.lowlevel.checkpoint()
+        with contextlib.suppress(OSError, ValueError):
+            self.socket.unwrap()
+
+    async def aclose(self) -> None:
+        await self.send_eof()
+        await self._stream.aclose()
+
+
+class TlsWire(SocketWire):
+    """The session's end of a TLS connection over a socket pair; ``serves`` says that it is the server's."""
+
+    def __init__(self, *, serves: bool) -> None:
+        near, far = socket.socketpair()
+        serving, asking = contexts()
+        ends = [
+            context.wrap_socket(
+                sock,
+                server_side=context is serving,
+                do_handshake_on_connect=False,
+                suppress_ragged_eofs=False,
+                server_hostname=None if context is serving else "localhost",
+            )
+            for sock, context in zip((near, far), (serving, asking) if serves else (asking, serving), strict=True)
+        ]
+        for end in ends:
+            end.setblocking(False)
+        waiting = True
+        while waiting:
+            waiting = False
+            for end in ends:
+                try:
+                    end.do_handshake()
+                except ssl.SSLWantReadError:
+                    waiting = True
+        self.near, distant = ends
+        SocketStream.__init__(self, self.near)
+        self.far = TlsFar(distant)
+
+    def go_deaf(self) -> None:
+        # The method of the class itself would forget TLS.
+        with contextlib.suppress(OSError):
+            socket.socket.shutdown(self.far.socket, socket.SHUT_RD)
+
+    def stall(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(self.near.fileno(), b"x" * 65536)
+
+
 class Stage:
     """Both far ends, the events, and the upstream that the gateway opens.
 
-    With ``sockets`` the session's ends are sockets, which the engine takes over for the relay.
+    With ``sockets`` the session's ends are sockets, which the engine takes over for the relay, and with
+    ``tls`` they have TLS from the beginning.
     """
 
     sockets: ClassVar[bool] = False
+    tls: ClassVar[bool] = False
 
     def __init__(self) -> None:
-        self.near_client, far = self._pair()
+        self.near_client, far = self._pair(serves=True)
         self.near_upstream: Wire | SocketWire | None = None
         self.client = Side("client", far)
         self.upstream: Side | None = None
@@ -222,9 +293,9 @@ class Stage:
         self.login_seen = trio.Event()
         self.played: list[str] = []
 
-    def _pair(self) -> tuple[Wire | SocketWire, trio.abc.HalfCloseableStream]:
+    def _pair(self, *, serves: bool) -> tuple[Wire | SocketWire, trio.abc.HalfCloseableStream]:
         if self.sockets:
-            wire = SocketWire()
+            wire = TlsWire(serves=serves) if self.tls else SocketWire()
             return wire, wire.far
         near, far = trio.testing.memory_stream_pair()
         return Wire(near), far
@@ -238,7 +309,7 @@ class Stage:
 
     def open_upstream(self, user: bytes, mechanism: str) -> Wire | SocketWire:
         """Make the upstream's stream pair and return the gateway's end of it."""
-        self.near_upstream, far = self._pair()
+        self.near_upstream, far = self._pair(serves=False)
         self.upstream = Side("upstream", far)
         self.logins.append(f"{user.decode('utf-8', 'backslashreplace')} {mechanism}")
         self.login_seen.set()

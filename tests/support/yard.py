@@ -23,7 +23,7 @@ from mailgate.stream import SocketStream, burst_buffer
 from mailgate.wire.relay import RelayCore
 from mailgate.wire.relay_imap import ImapRelay
 from mailgate.wire.relay_pop3 import Pop3Relay
-from tests.support.certificates import authority
+from tests.support.certificates import contexts
 
 Far = trio.SocketStream | trio.SSLStream[trio.SocketStream]
 
@@ -230,7 +230,7 @@ async def _connected(tls: bool, tcp: bool, small: bool, *, near_serves: bool) ->
     raw = trio.SocketStream(trio.socket.from_stdlib_socket(far))
     if not tls:
         return stream.release(), raw
-    serving, asking = _contexts()
+    serving, asking = contexts()
     wrapped = trio.SSLStream(
         raw,
         asking if near_serves else serving,
@@ -245,15 +245,3 @@ async def _connected(tls: bool, tcp: bool, small: bool, *, near_serves: bool) ->
         else:
             await stream.start_tls(asking, server_side=False, server_hostname="localhost")
     return stream.release(), wrapped
-
-
-_made: list[tuple[ssl.SSLContext, ssl.SSLContext]] = []
-
-
-def _contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    """Return a server's context without tickets, which would lie unread in a far end, and a client's."""
-    if not _made:
-        serving = authority().issue("localhost").server()
-        serving.num_tickets = 0
-        _made.append((serving, authority().client()))
-    return _made[0]
