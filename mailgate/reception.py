@@ -124,6 +124,9 @@ class Reception:
             self._farewells.pop(session.id, None)
             if end is not None:
                 connection.ended(end)
+            else:
+                # The engine has the socket: what was around it would only lie there until the session's end.
+                del connection.stream
         if farewell is not None and session.state is State.LOGIN:
             # In the relay a line of our own could land inside a literal.
             await self._tell(listener, stream, farewell)

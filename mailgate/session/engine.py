@@ -34,7 +34,7 @@ from typing import Final
 import trio
 
 from mailgate.model import Side
-from mailgate.session.relay import End, Relay, Watch
+from mailgate.session.relay import NOBODY, End, Relay, Watch
 from mailgate.stream import BURST, LONE
 from mailgate.wire.relay import Buffer
 
@@ -94,8 +94,8 @@ class _Pair:
         self.due = math.inf
         """The last moment that a timer was set for."""
 
-    def finish(self) -> None:
-        """See ``Relay.wake``. An error here ends this relay, and does not reach who ended it from outside."""
+    def wake(self) -> None:
+        """See :class:`~mailgate.session.relay.Shell`. An error here ends this relay and does not reach who ended it."""
         try:
             self.engine._finish(self)
         except Exception as error:
@@ -151,7 +151,7 @@ class Engine:
         legs = (pair.client, pair.upstream)
         self._legs.update((leg.fd, leg) for leg in legs)
         self._watch.add(relay)
-        relay.wake = pair.finish
+        relay.shell = pair
         if self._epoll.closed:
             relay.end(Side.PROXY, "shutting_down")
             return
@@ -498,9 +498,9 @@ class Engine:
     def _finish(self, pair: _Pair) -> None:
         """Tell the client why, close both sockets, and say so to whom it concerns; once."""
         relay = pair.relay
-        if relay.wake is _nothing:
+        if relay.shell is NOBODY:
             return
-        relay.wake = _nothing
+        relay.shell = NOBODY
         self._touched = True
         for leg in (pair.client, pair.upstream):
             self._legs.pop(leg.fd, None)
@@ -562,7 +562,3 @@ def _close(leg: _Leg) -> None:
         with contextlib.suppress(OSError, ValueError):
             leg.sock.unwrap()  # type: ignore[attr-defined]
     leg.sock.close()
-
-
-def _nothing() -> None:
-    """Do nothing: what there was to do is done."""

@@ -99,8 +99,22 @@ class Watch:
                 relay.sweep(now)
 
 
-def _nobody() -> None:
-    """Stand in the place of a shell that has not begun."""
+class Shell(Protocol):
+    """What moves a relay's bytes, as the relay sees it."""
+
+    def wake(self) -> None:
+        """Hear that the relay was ended from outside."""
+        ...
+
+
+class _Nobody:
+    """Stands in the place of a shell that has not begun, or has done its work."""
+
+    def wake(self) -> None:
+        """Do nothing."""
+
+
+NOBODY: Final = _Nobody()
 
 
 class Relay:
@@ -113,7 +127,7 @@ class Relay:
     For its shell: while ``stalled`` the client is not read, and there may be more to see to: ``outcome`` is
     set once the end is in sight, and ``over`` says that it has come; at the time ``due`` it wants to be told
     by ``tick``. The shell keeps ``sending`` true while the client has not taken what it was sent, and sets
-    ``wake``, which is called when the relay is ended from outside.
+    ``shell``, which is told when the relay is ended from outside.
     """
 
     __slots__ = (
@@ -136,8 +150,8 @@ class Relay:
         "outcome",
         "sending",
         "session",
+        "shell",
         "stalled",
-        "wake",
     )
 
     def __init__(
@@ -157,7 +171,7 @@ class Relay:
         self.stalled = False
         self.sending = False
         self.deaf = False
-        self.wake: Callable[[], None] = _nobody
+        self.shell: Shell = NOBODY
         self._emit = emit
         self._idle = idle
         self._linger = linger
@@ -197,7 +211,7 @@ class Relay:
     def end(self, side: Side, reason: str) -> None:
         """End the relay now; the first reason given is the one that is logged."""
         self._decide(side, reason)
-        self.wake()
+        self.shell.wake()
 
     def sweep(self, now: float) -> None:
         """Check the idle limit and tell what was relayed since the last time."""

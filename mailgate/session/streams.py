@@ -37,7 +37,7 @@ class Pumps:
         self._turns = trio.lowlevel.ParkingLot()
         self._changed = trio.Event()
         self._scope = trio.CancelScope()
-        relay.wake = self._wake
+        relay.shell = self
 
     async def run(self, early_client: bytes = b"", early_upstream: bytes = b"") -> End:
         """Relay until one side ends, and return which and why.
@@ -61,7 +61,7 @@ class Pumps:
             self._watch.remove(relay)
             relay.tell_bytes()
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
         """Let whoever waits for the relay look at it again; stop when it is over."""
         if self._relay.over:
             self._scope.cancel()
@@ -81,7 +81,7 @@ class Pumps:
             now = trio.current_time()
             if relay.due <= now:
                 relay.tick(now)
-                self._wake()
+                self.wake()
 
     async def _pump_client(self, early: bytes) -> None:
         relay = self._relay
@@ -99,7 +99,7 @@ class Pumps:
                     await self._changed.wait()
                 await self._pass_on()
                 if relay.outcome is not None:
-                    self._wake()
+                    self.wake()
             try:
                 count = await self._client.receive(view)
             except trio.BrokenResourceError:
@@ -111,7 +111,7 @@ class Pumps:
                 else:
                     relay.client_left("closed", trio.current_time())
             if relay.outcome is not None or relay.stalled:
-                self._wake()
+                self.wake()
 
     async def _pass_on(self) -> None:
         """Send what the core made of the client's bytes: upstream first, as views may be among it."""
@@ -121,7 +121,7 @@ class Pumps:
                 await self._upstream.send_all(relay.for_upstream())
             except trio.BrokenResourceError:
                 relay.upstream_deaf(trio.current_time())
-                self._wake()
+                self.wake()
         if relay.core.to_client:
             await self._to_client(relay.for_client())
 
@@ -143,7 +143,7 @@ class Pumps:
                 else:
                     relay.upstream_left("closed")
             if relay.outcome is not None:
-                self._wake()
+                self.wake()
 
     async def _answer(self) -> None:
         """Let the client's bytes go on where they waited for the upstream, and send what it said."""
@@ -172,7 +172,7 @@ class Pumps:
         else:
             relay.sending = False
         if relay.outcome is not None:
-            self._wake()
+            self.wake()
 
     async def _say(self, line: bytes) -> None:
         with trio.move_on_after(FAREWELL_SECONDS, shield=True):
