@@ -20,16 +20,26 @@ from mailgate.workers.packets import Message
 BY: Final = "admin socket"
 
 Audit = Callable[[str, dict[str, object]], None]
-Reload = Callable[[], Awaitable[dict[str, object]]]
+Deed = Callable[[], Awaitable[dict[str, object]]]
+"""Does what concerns the whole gateway; returns what it has to tell."""
 
 
 class Administration:
     """The part of one worker, ``slot``: it asks all over the bus, and answers for its own sessions and traces."""
 
     def __init__(
-        self, bus: Bus, slot: int, reception: Reception, watch: Watch, tracer: Tracer, audit: Audit, reload: Reload
+        self,
+        bus: Bus,
+        slot: int,
+        reception: Reception,
+        watch: Watch,
+        tracer: Tracer,
+        audit: Audit,
+        reload: Deed,
+        upgrade: Deed,
     ) -> None:
         self.reload = reload
+        self.upgrade = upgrade
         self._bus = bus
         self._slot = slot
         self._reception = reception

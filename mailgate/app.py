@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import base64
 import logging
+import math
+import os
 import pickle
 import signal
 import socket
@@ -17,7 +19,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
 
 import trio
 
@@ -27,7 +28,7 @@ from mailgate.administration import Administration
 from mailgate.config import Config, Log
 from mailgate.config.changes import changes
 from mailgate.doors import Door, Doors, Opener, Place, Plan, open_place, told
-from mailgate.drain import drain
+from mailgate.drain import drain, thin_out
 from mailgate.errors import ConfigError, ConfigProblem, MailgateError, UpstreamFailed
 from mailgate.generation import Generation, Lasting
 from mailgate.heritage import LEAVE, Heritage, Load, Logger, Relog, allow_files, refusing, warn_of_expiry
@@ -43,13 +44,12 @@ from mailgate.session.engine import Engine
 from mailgate.session.relay import Watch
 from mailgate.stream import SocketStream, burst_buffer
 from mailgate.supervisor import Supervisor
+from mailgate.upgrade import rehearse
 from mailgate.upstream.pool import Upstreams
 from mailgate.web import admin, http
 from mailgate.workers.bus import AloneBus, WorkerBus
+from mailgate.workers.handover import received
 from mailgate.workers.packets import Message
-
-LEAVING_SECONDS: Final = 0.5
-"""How often a worker that accepts no more looks whether its last session has ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +91,7 @@ class Gateway:
         self._reloading = trio.Lock()
         self._stopping = False
         self._leaving = False
+        self._leave_within = math.inf
         self._protocols: dict[str, Protocol] = {}
         self.sessions: dict[str, Session] = {}
         shared = () if heritage is None else (heritage.cells, heritage.slot)
@@ -111,6 +112,7 @@ class Gateway:
             self.tracer,
             self._audit,
             self.reload,
+            self.upgrade,
         )
         self._seat = Seat(heritage.ledger, heritage.slot, self._overflowed) if heritage is not None else None
         self._uncounted = False
@@ -272,7 +274,7 @@ class Gateway:
                 self._house.services.start_soon(self._reload_quietly)
 
     async def _until_empty(self, signals: AsyncIterator[int]) -> None:
-        """Let all sessions go on to their end, or until this worker is told to stop."""
+        """Let all sessions go on to their end, for as long as they may, or until this worker is told to stop."""
         for door in self.doors.open:
             door.gone.set()
 
@@ -283,10 +285,7 @@ class Gateway:
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(stop, nursery.cancel_scope)
-            # The newest may not be in the table yet, so the first look comes after a while, too.
-            await trio.sleep(LEAVING_SECONDS)
-            while self.sessions:  # noqa: ASYNC110  (an event would be set at the end of every session)
-                await trio.sleep(LEAVING_SECONDS)
+            await thin_out(self.sessions, self.watch, self._leave_within)
             nursery.cancel_scope.cancel()
 
     async def _drain_unless_hurried(self, signals: AsyncIterator[int]) -> None:
@@ -337,6 +336,15 @@ class Gateway:
             self.log.info("configuration reloaded", changed=changed)
             self._tell_warnings()
             return {"changed": changed, "warnings": list(self.config.warnings)}
+
+    async def upgrade(self) -> dict[str, object]:
+        """Have new code take over from the supervisor; return its version. Raises MailgateError."""
+        if not isinstance(self._bus, WorkerBus):
+            raise MailgateError("only a gateway with a supervisor can be upgraded in place")
+        answer = await self._bus.want("upgrade")
+        if "error" in answer:
+            raise MailgateError(str(answer["error"]))
+        return {key: answer[key] for key in ("version", "before", "leaving")}
 
     async def _reload(self, load: Load) -> list[str]:
         """Make everything that may fail, then put it into force."""
@@ -393,6 +401,7 @@ class Gateway:
         await self._hand_on.send(signal.SIGTERM)
 
     async def _take_signal(self, order: Message, descriptors: Sequence[int]) -> None:
+        self._leave_within = float(order.get("seconds", math.inf))
         await self._hand_on.send(int(order["number"]))
 
     async def _apply(self, order: Message, descriptors: Sequence[int]) -> None:
@@ -498,7 +507,9 @@ def main(config: Config, load: Load | None = None) -> int:
     def relog(settings: Log) -> Logger:
         return log.configure(settings.format, settings.level)
 
-    return Supervisor(config, relog(config.log), load, relog, _work).run()
+    handed = received(os.environ)
+    supervisor = Supervisor(config, relog(config.log), load, relog, _work, handed)
+    return rehearse(supervisor) if handed is not None and handed.trial else supervisor.run()
 
 
 def _work(config: Config, logger: Logger, heritage: Heritage) -> None:

@@ -23,6 +23,29 @@ AT_LEAST: Final = 10
 SPARED: Final = frozenset({Protocol.POP3})
 """A POP3 session that ends before QUIT loses its deletions (RFC 1939 §6), even when nothing is under way."""
 
+CALM_TICK: Final = 0.5
+"""Seconds between two looks where there is much time."""
+
+
+async def thin_out(sessions: Mapping[str, Session], watch: Watch, seconds: float) -> None:
+    """Let sessions go on to their end for ``seconds``; return when there are none, or when the time is over.
+
+    Those that have nothing under way are told to go one by one, evenly over the first half of the time; whoever is
+    never idle in that half is told later. Those that log in just now may do so, and POP3 sessions end by themselves.
+    """
+    began = trio.current_time()
+    rate = len(sessions) / (seconds * SHARE) if math.isfinite(seconds) else 0.0
+    told = 0
+    # The newest may not be in the table yet, so the first look comes after a while, too.
+    while (left := began + seconds - trio.current_time()) > 0:
+        await trio.sleep(min(CALM_TICK, left))
+        if not sessions:
+            return
+        due = math.floor(rate * (trio.current_time() - began))
+        if due > told:
+            watch.end_idle("shutting_down", due - told, SPARED)
+            told = due
+
 
 async def drain(
     sessions: Mapping[str, Session], scopes: Mapping[str, trio.CancelScope], watch: Watch, seconds: float

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import gc
+import math
 import os
 import pickle
 import select
@@ -27,7 +28,7 @@ import mailgate
 from mailgate.config import Config
 from mailgate.config.changes import changes
 from mailgate.doors import Door, Doors, Plan, told
-from mailgate.errors import ConfigError, ConfigProblem, MailgateError
+from mailgate.errors import ConfigError, MailgateError
 from mailgate.generation import server_tls
 from mailgate.heritage import (
     LEAVE,
@@ -41,17 +42,20 @@ from mailgate.heritage import (
     refusing,
     warn_of_expiry,
 )
-from mailgate.ledger import Ledger
+from mailgate.inherited import Inherited
+from mailgate.net.listener import ListenError
 from mailgate.net.tls import ServerTls
-from mailgate.observe.cells import SharedCells
 from mailgate.observe.metrics import SupervisorMetrics
+from mailgate.upgrade import Upgrades, shared, too_many
 from mailgate.upstream.pool import Upstreams
+from mailgate.workers.handover import Handover, taken
 from mailgate.workers.packets import Channel, Message, channels
 from mailgate.workers.questions import Questions, Worker
 from mailgate.workers.restarts import Restarts
+from mailgate.workers.systemd import Notifier, activated
 
 SLOTS: Final = 16
-"""Workers that there can be at once, those included that only let their last sessions end; twice as many as
+"""Workers that there can be at once, those included that only let their last sessions end; three times as many as
 are asked for at the start where that is more. What they share has a place for each."""
 
 APPLY_SECONDS: Final = 120.0
@@ -66,7 +70,7 @@ FORK_SECONDS: Final = 1.0
 SERVING: Final = ("starting", "ready")
 """The states of workers that accept connections, or soon will."""
 
-_HEARD: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
+_HEARD: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2, signal.SIGCHLD)
 _STOPS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -95,32 +99,45 @@ class _Made:
 
 
 class Supervisor:
-    """Runs workers until it is told to stop. Raises MailgateError or OSError where something cannot be used."""
+    """Runs workers until it is told to stop. Raises MailgateError or OSError where something cannot be used.
 
-    def __init__(self, config: Config, logger: Logger, load: Load | None, relog: Relog, work: Work) -> None:
+    ``handed`` is what an earlier program, which executed this one, has handed over.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        logger: Logger,
+        load: Load | None,
+        relog: Relog,
+        work: Work,
+        handed: Handover | None = None,
+    ) -> None:
         self.log = logger
         self.workers: list[Worker] = []
-        self._load = load
+        self.load = load
         self._relog = relog
         self._work = work
         self._ear = Ear()
-        self._doors = Doors()
+        self.doors = Doors()
         self._made = _Made(config, Upstreams(config, self._ear))
         self._wakeup, self._waker = socket.socketpair()
-        self._questions = Questions()
+        self.questions = Questions(handed.questions if handed is not None else 0)
         self._apply: Apply | None = None
         self._wanted: deque[list[tuple[Worker, int]]] = deque()
         self._restarts = Restarts()
         self._not_before = 0.0
         self._started = False
-        self._stopping = False
+        self.stopping = False
         self._stop_by = 0.0
         self._loading = False
-        self.slots = max(SLOTS, 2 * config.workers)
-        self._cells = SharedCells(self.slots)
-        self._ledger = Ledger.create(self.slots, config.limits.sessions)
-        self._metrics = SupervisorMetrics(self._cells)
+        self.slots = handed.slots if handed is not None else max(SLOTS, 3 * config.workers)
+        self.cells, self.ledger = shared(self.slots, config.limits.sessions, handed)
+        self.metrics = SupervisorMetrics(self.cells)
         self._look_at_files = 0.0
+        self._handed = handed
+        self._upgrades = Upgrades(self, handed)
+        self.notifier = Notifier(os.environ)
 
     @property
     def config(self) -> Config:
@@ -134,11 +151,14 @@ class Supervisor:
         self.log.info("starting", version=mailgate.__version__, workers=self.config.workers)
         try:
             self._open()
+            self._take_over()
             with self._hearing():
                 self._tell(self._made.plan)
                 self._made.plan = Plan()
+                # One that ended while nobody was there to hear is told of by no signal.
+                self._reap()
                 self._keep_number()
-                while self.workers or not self._stopping:
+                while self.workers or not self.stopping:
                     self._turn()
         finally:
             self._close()
@@ -150,11 +170,35 @@ class Supervisor:
         made = self._made
         allow_files(made.config.limits.sessions, self.log)
         made.tls = server_tls(made.config, None)
-        made.plan = self._doors.plan(made.config)
-        if made.plan.error is not None:
+        sockets = self._handed.sockets if self._handed is not None else ()
+        inherited = Inherited(sockets, activated(os.environ))
+        made.plan = self.doors.plan(made.config, inherited.open)
+        try:
+            if made.plan.error is not None:
+                raise made.plan.error
+            inherited.check()
+        except ListenError:
             made.plan.abandon()
-            raise made.plan.error
-        self._doors.keep(made.plan)
+            raise
+        finally:
+            inherited.close()
+        self.doors.keep(made.plan)
+
+    def _take_over(self) -> None:
+        """Make what an earlier program has handed over this one's own."""
+        if self._handed is not None:
+            taken(os.environ, self._handed)
+            self.workers += self._upgrades.take()
+            self._handed = None
+
+    def rehearse(self) -> None:
+        """Make everything that can fail, and let go of it. Raises ConfigError, MailgateError or OSError."""
+        try:
+            if self.config.workers > self.slots:
+                raise ConfigError([too_many(self.config.workers, self.slots)])
+            self._open()
+        finally:
+            self._close()
 
     def _close(self) -> None:
         """Close everything; workers are there only when something went wrong.
@@ -167,7 +211,8 @@ class Supervisor:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(worker.pid, signal.SIGKILL)
                 os.waitpid(worker.pid, 0)
-        self._doors.close()
+        self.doors.close()
+        self.ledger.close()
         self._wakeup.close()
         self._waker.close()
 
@@ -180,7 +225,7 @@ class Supervisor:
         fd = signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
         try:
             # Whoever started this process may have held it back until it could be heard.
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _HEARD)
             yield
         finally:
             signal.set_wakeup_fd(fd)
@@ -209,42 +254,48 @@ class Supervisor:
             if mask & ~select.POLLOUT and worker in self.workers:
                 self._hear(worker)
         self._keep_time()
-        if not self._stopping:
+        if not self.stopping:
             if self._apply is None and self._wanted:
                 self._reload(self._wanted.popleft())
             self._keep_number()
+            self._upgrades.turn()
 
     def _patience(self) -> float:
         """Return for how many milliseconds nothing has to be done by itself."""
-        moments = [ask.deadline for ask in self._questions.open.values()]
+        moments = [ask.deadline for ask in self.questions.open.values()]
         if self._apply is not None:
             moments.append(self._apply.deadline)
         elif self._wanted:
             return 0.0
-        if self._stopping:
+        if self.stopping:
             moments.append(self._stop_by)
         else:
             if self._missing():
                 moments.append(self._not_before)
             if self._made.tls is not None:
                 moments.append(self._look_at_files)
-        left = min(moments, default=time.monotonic() + 3600) - time.monotonic()
+            moments.append(self._upgrades.due)
+        moments += [worker.leave_by for worker in self.workers]
+        now = time.monotonic()
+        left = min([*moments, now + 3600]) - now
         return max(0.0, left * 1000 + 1)
 
     def _keep_time(self) -> None:
         """Do what is due."""
         now = time.monotonic()
-        self._questions.expire(now)
+        self.questions.expire(now)
         if self._apply is not None and now >= self._apply.deadline:
             for worker in list(self._apply.waiting):
                 self._applied(worker, f"no answer within {APPLY_SECONDS:g} s")
-        if self._stopping and now >= self._stop_by:
-            for worker in self.workers:
-                self.log.error("a worker does not end", worker=worker.slot, pid=worker.pid)
-                os.kill(worker.pid, signal.SIGKILL)
+        late = [worker for worker in self.workers if now >= worker.leave_by or (self.stopping and now >= self._stop_by)]
+        for worker in late:
+            self.log.error("a worker does not end", worker=worker.slot, pid=worker.pid)
+            os.kill(worker.pid, signal.SIGKILL)
+            worker.leave_by = now + LATE_SECONDS
+        if late and self.stopping:
             self._stop_by = now + LATE_SECONDS
         tls = self._made.tls
-        if tls is not None and now >= self._look_at_files and not self._stopping:
+        if tls is not None and now >= self._look_at_files and not self.stopping:
             if self._look_at_files:
                 tls.look(self._told_of_files)
             self._look_at_files = now + tls.settings.reload_interval
@@ -254,31 +305,35 @@ class Supervisor:
             if number == signal.SIGCHLD:
                 self._reap()
             elif number == signal.SIGHUP:
-                if self._stopping:
+                if self.stopping:
                     continue
-                if self._load is not None:
+                if self.load is not None:
                     self._wanted.append([])
                     continue
                 if self._made.tls is not None:
                     self._told_of_files(self._made.tls.reload())
                 self._say("signal", number=number)
+            elif number == signal.SIGUSR2:
+                self._upgrades.want()
             elif number in _STOPS:
                 self._stop(number)
 
     def _stop(self, number: int) -> None:
         """Have all workers drain; when they do so already, have them end at once."""
-        if self._stopping:
+        if self.stopping:
             self.log.warning("stopping at once", workers=len(self.workers))
         else:
             self.log.info("stopping", signal=signal.Signals(number).name, workers=len(self.workers))
             # From here on connections are refused, instead of waiting in a queue that nobody serves any more.
-            self._doors.close("mail")
+            self.doors.close("mail")
             self._refuse_wanted()
-        self._stop_by = time.monotonic() + (0 if self._stopping else self.config.shutdown.drain) + LATE_SECONDS
-        self._stopping = True
+            self._upgrades.stop()
+        self._stop_by = time.monotonic() + (0 if self.stopping else self.config.shutdown.drain) + LATE_SECONDS
+        self.stopping = True
         self._say("signal", number=int(number))
         for worker in self.workers:
             worker.state = "ending"
+            worker.leave_by = math.inf
 
     def _say(self, word: str, **facts: object) -> None:
         """Tell all workers something."""
@@ -308,12 +363,20 @@ class Supervisor:
         """Have those workers leave that are too many, the highest numbers first."""
         serving = sorted((one for one in self.workers if one.state in SERVING), key=lambda one: one.slot)
         for worker in serving[self.config.workers :]:
-            self._leave(worker)
+            self.leave(worker)
 
-    def _leave(self, worker: Worker) -> None:
-        """Have a worker accept no more; its sessions go on to their end."""
+    def leave(self, worker: Worker, seconds: float | None = None) -> None:
+        """Have a worker accept no more; its sessions go on to their end, or for some ``seconds`` and then drain."""
         worker.state = "leaving"
-        worker.channel.put({"word": "signal", "number": int(LEAVE)})
+        within = {} if seconds is None else {"seconds": seconds}
+        worker.channel.put({"word": "signal", "number": int(LEAVE)} | within)
+        if seconds is not None:
+            worker.leave_by = time.monotonic() + seconds + self.config.shutdown.drain + LATE_SECONDS
+
+    def hurry(self, worker: Worker) -> None:
+        """Have a worker that leaves drain now."""
+        worker.channel.put({"word": "signal", "number": int(signal.SIGTERM)})
+        worker.leave_by = time.monotonic() + self.config.shutdown.drain + LATE_SECONDS
 
     def _fork(self) -> None:
         slot = next(number for number in range(self.slots) if all(worker.slot != number for worker in self.workers))
@@ -345,6 +408,7 @@ class Supervisor:
                 # They reach every process of a terminal's group or a service's; the supervisor says what they mean.
                 signal.signal(number, signal.SIG_IGN)
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
+            signal.signal(signal.SIGUSR2, signal.SIG_IGN)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             signal.set_wakeup_fd(-1)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _HEARD)
@@ -354,9 +418,9 @@ class Supervisor:
             self._waker.close()
             # What the supervisor made is never collected here, so its pages stay shared.
             gc.freeze()
-            doors = [Door(door.place, door.socket) for door in self._doors.open]
+            doors = [Door(door.place, door.socket) for door in self.doors.open]
             made = self._made
-            heritage = Heritage(slot, doors, made.tls, made.upstreams, self._ear, channel, self._cells, self._ledger)
+            heritage = Heritage(slot, doors, made.tls, made.upstreams, self._ear, channel, self.cells, self.ledger)
             logger = heritage.named(self.log, made.config)
             self._work(made.config, logger, heritage)
             status = 0
@@ -383,32 +447,33 @@ class Supervisor:
             self._hear(worker)
         self.workers.remove(worker)
         self._forget(worker)
-        self._ledger.forget(worker.slot)
+        self.ledger.forget(worker.slot)
         asked_to = worker.state in ("leaving", "ending")
-        self._metrics.exited(worker.slot, code, stopped=asked_to)
+        self.metrics.exited(worker.slot, code, stopped=asked_to)
         if asked_to and code == 0:
             self.log.debug("a worker has ended", worker=worker.slot, pid=worker.pid)
             return
         cause: dict[str, Any] = {"signal": _name(-code)} if code < 0 else {"status": code}
         self.log.error("a worker died", worker=worker.slot, pid=worker.pid, **cause, error=worker.failure or None)
-        if not self._started and code > 0:
+        if not self._started and code > 0 and not self._upgrades.failed(worker.failure):
             # It found something that the next one would find too, unlike one that somebody has killed.
             raise MailgateError(worker.failure or "a worker ended before it could serve; the log says why")
         now = time.monotonic()
         delay = self._restarts.died(now, now - worker.began)
         self._not_before = max(self._not_before, now + delay)
-        if delay and not self._stopping:
+        if delay and not self.stopping:
             self.log.error("workers die again and again", seconds=delay)
 
     def _forget(self, worker: Worker) -> None:
         """Leave nothing behind of a worker that has ended."""
         worker.channel.close()
-        self._questions.forget(worker)
+        self.questions.forget(worker)
         if self._apply is not None:
             self._apply.wanted = [(who, number) for who, number in self._apply.wanted if who is not worker]
             self._apply.waiting.discard(worker)
             self._finish_apply()
         self._wanted = deque([(who, number) for who, number in some if who is not worker] for some in self._wanted)
+        self._upgrades.forget(worker)
 
     # ---------------------------------------------------------------- what workers say
 
@@ -434,15 +499,38 @@ class Supervisor:
             case {"word": "failed", "error": str() as error}:
                 worker.failure = error
             case {"word": "ask", "number": int() as number, "kind": kind, "facts": facts}:
-                self._questions.ask(worker, number, kind, facts, self.workers, time.monotonic())
+                self.questions.ask(worker, number, kind, facts, self.workers, time.monotonic())
             case {"word": "reply", "ask": int() as number}:
-                self._questions.reply(worker, number, {key: message.get(key) for key in ("answer", "error")})
+                self.questions.reply(worker, number, {key: message.get(key) for key in ("answer", "error")})
             case {"word": "reload", "number": int() as number}:
                 self._wanted.append([(worker, number)])
-                if self._stopping:
+                if self.stopping:
                     self._refuse_wanted()
             case {"word": "applied", "error": str() as error}:
                 self._applied(worker, error)
+            case {"word": "upgrade", "number": int() as number}:
+                self._upgrades.want((worker, number))
+
+    # ---------------------------------------------------------------- upgrading
+
+    @property
+    def complete(self) -> bool:
+        """Whether there are as many workers as there shall be, all of them ready."""
+        return not self._missing() and all(worker.state != "starting" for worker in self.workers)
+
+    @property
+    def quiet(self) -> bool:
+        """Whether no reload is under way or wanted."""
+        return self._apply is None and not self._wanted
+
+    @contextlib.contextmanager
+    def holding_signals(self) -> Iterator[bool]:
+        """Hold back the signals that the supervisor hears; the value is whether one came before, not yet obeyed."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, _HEARD)
+        try:
+            yield bool(select.select([self._wakeup], [], [], 0)[0])
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _HEARD)
 
     # ---------------------------------------------------------------- reloading
 
@@ -458,19 +546,19 @@ class Supervisor:
 
     def _reload(self, wanted: list[tuple[Worker, int]]) -> None:
         """Read the configuration again, and have all workers put it into force."""
-        if self._load is None:
+        if self.load is None:
             self._tell_wanted(wanted, error="the gateway was started without a configuration file")
             return
         try:
             self._loading = True
             try:
-                made, changed = self._make(self._load)
+                made, changed = self._make(self.load)
             finally:
                 self._loading = False
         except _Interrupted:
             self._tell_wanted(wanted, error="the gateway is shutting down")
         except ConfigError as error:
-            self._metrics.reloads.inc("refused")
+            self.metrics.reloads.inc("refused")
             for problem in error.problems:
                 self.log.error("reload refused, the old configuration stays in force", problem=str(problem))
             problems = [[one.path, one.value, one.message] for one in error.problems]
@@ -486,12 +574,11 @@ class Supervisor:
         with refusing("pool", self.log):
             made = _Made(config, Upstreams(config, self._ear))
         if config.workers > self.slots:
-            problem = f"more than {self.slots} need a restart"
-            raise ConfigError([ConfigProblem("workers", str(config.workers), problem)])
+            raise ConfigError([too_many(config.workers, self.slots)])
         with refusing("file", self.log):
             changed = changes(before, config)
         with refusing("listener", self.log):
-            made.plan = self._doors.plan(config)
+            made.plan = self.doors.plan(config)
         try:
             if made.plan.refused:
                 raise ConfigError(made.plan.refused)
@@ -521,7 +608,7 @@ class Supervisor:
         self._let_go()
         serving = [worker for worker in self.workers if worker.state in SERVING and not worker.deaf]
         self._apply = Apply(wanted, changed, set(serving), time.monotonic() + APPLY_SECONDS)
-        self._doors.keep(plan)
+        self.doors.keep(plan)
         for worker in serving:
             if not worker.channel.put(order, descriptors):
                 self._applied(worker, "it hangs")
@@ -529,7 +616,7 @@ class Supervisor:
         for door in plan.leaving:
             door.socket.close()
         self._look_at_files = 0.0
-        self._metrics.reloads.inc("ok")
+        self.metrics.reloads.inc("ok")
         self.log.info("configuration reloaded", changed=changed)
         self._tell(plan)
         self._finish_apply()
@@ -541,7 +628,7 @@ class Supervisor:
         self._apply.waiting.discard(worker)
         if error:
             self.log.error("a worker is replaced: it cannot reload", worker=worker.slot, pid=worker.pid, error=error)
-            self._leave(worker)
+            self.leave(worker)
         self._finish_apply()
 
     def _finish_apply(self) -> None:
@@ -564,7 +651,7 @@ class Supervisor:
 
     def _told_of_files(self, problems: list[str]) -> None:
         for problem in problems:
-            self._metrics.reload_failures.inc()
+            self.metrics.reload_failures.inc()
             self.log.error("a replaced certificate is unusable, the old one stays in force", problem=problem)
         if not problems:
             self.log.info("certificates are up to date")

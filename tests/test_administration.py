@@ -67,10 +67,11 @@ class Worker:
             Watch(),
             self.tracer,
             lambda action, facts: self.audited.append(action),
-            self.reload,
+            self.nothing,
+            self.nothing,
         )
 
-    async def reload(self) -> dict[str, object]:
+    async def nothing(self) -> dict[str, object]:
         raise NotImplementedError
 
     def session(self, name: str, user: bytes | None = None) -> trio.CancelScope:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Container
 
 import pytest
 import trio
 from trio.testing import MockClock
 
-from mailgate.drain import drain
+from mailgate.drain import drain, thin_out
 from mailgate.model import Peer, Protocol, Session, Side, State
 from mailgate.session.relay import Relay, Watch
 
@@ -181,3 +182,40 @@ def test_a_watch_ends_only_so_many_and_not_the_spared() -> None:
         assert house.watch.end_idle("shutting_down") == 0
 
     trio.run(scene)
+
+
+# ---------------------------------------------------------------- much time
+
+
+async def test_idle_sessions_are_told_one_by_one_over_half_of_the_time(autojump_clock: MockClock) -> None:
+    house = House()
+    for _ in range(10):
+        house.relay()
+    await thin_out(house.sessions, house.watch, 3600.0)
+    ends = list(house.ends.values())
+    assert ends == [180.0 * number for number in range(1, 11)]
+    assert trio.current_time() - house.began <= 1801
+
+
+async def test_who_logs_in_reads_pop3_or_is_busy_goes_on(autojump_clock: MockClock) -> None:
+    house = House()
+    house.enter(Protocol.IMAP, State.LOGIN)
+    pop3, busy = house.relay(Protocol.POP3), house.relay(quiet_after=70.0)
+    idle = house.relay()
+    await thin_out(house.sessions, house.watch, 100.0)
+    assert round(trio.current_time() - house.began, 3) == 100.0
+    assert not any(scope.cancel_called for scope in house.scopes.values())
+    assert pop3.id in house.sessions
+    assert house.ends[idle.id] == 12.5
+    assert 70.0 <= house.ends[busy.id] <= 90.0
+
+
+@pytest.mark.parametrize("seconds", [60.0, math.inf])
+async def test_it_is_over_when_the_last_session_is(seconds: float, autojump_clock: MockClock) -> None:
+    house = House()
+    session = house.relay(quiet_after=math.inf)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(thin_out, house.sessions, house.watch, seconds)
+        await trio.sleep(33.3)
+        house.left(session)
+    assert trio.current_time() - house.began < 34

@@ -32,6 +32,8 @@ COMPOSES = {
     "administration",
     "supervisor",
     "heritage",
+    "upgrade",
+    "inherited",
     "generation",
     "doors",
     "reception",

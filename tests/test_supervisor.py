@@ -113,7 +113,7 @@ def test_a_question_goes_to_all_that_serve_and_their_answers_to_the_asker(house:
         reply | {"worker": 0, "answer": {"sessions": [1]}},
         {"word": "answered", "number": 5},
     ]
-    assert house.supervisor._questions.open == {}
+    assert house.supervisor.questions.open == {}
 
 
 def test_who_dies_or_is_late_is_left_out_and_told_of(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,7 +142,7 @@ def test_an_asker_that_dies_is_answered_no_more(house: House) -> None:
     house.supervisor._ended(one, -9)
     to_two.put({"word": "reply", "ask": said(to_two)[0]["ask"], "answer": {}, "error": ""})
     house.supervisor._hear(two)
-    assert house.supervisor._questions.open == {}
+    assert house.supervisor.questions.open == {}
 
 
 def test_a_worker_that_says_no_more_is_not_waited_for(house: House) -> None:
@@ -316,12 +316,12 @@ def test_a_stop_breaks_off_a_configuration_that_takes_long(house: House) -> None
         signal.raise_signal(signal.SIGTERM)
         raise AssertionError
 
-    house.supervisor._load = slow
+    house.supervisor.load = slow
     with house.supervisor._hearing():
         house.supervisor._reload([(one, 3)])
         assert said(to_one)[-1]["error"] == "the gateway is shutting down"
         house.supervisor._signalled()
-    assert house.supervisor._stopping
+    assert house.supervisor.stopping
     assert one.state == "ending"
 
 

@@ -9,11 +9,13 @@ from mailgate.cli.commands import main
 from mailgate.cli.reload import reload
 from mailgate.cli.sessions import kick, sessions
 from mailgate.cli.trace import trace
+from mailgate.cli.upgrade import upgrade
 
 main.add_command(cert)
 main.add_command(kick)
 main.add_command(reload)
 main.add_command(sessions)
 main.add_command(trace)
+main.add_command(upgrade)
 
 __all__ = ["main"]

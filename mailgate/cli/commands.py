@@ -32,6 +32,7 @@ from mailgate.config.values import is_host_name
 from mailgate.errors import ConfigError
 from mailgate.model import Protocol
 from mailgate.routing.static import StaticRouter, Step
+from mailgate.workers.handover import begun_again
 
 PLACEHOLDERS: Final = "[tls] names files that you still have to put there; `mailgate cert self-signed` makes a pair."
 
@@ -115,7 +116,7 @@ def run(
         def load() -> Config:
             return _usable(load_config(path))
 
-        with _hangup_waits():
+        with _signals_wait(), begun_again(lambda said: click.echo(f"mailgate: {said}", err=True)):
             raise SystemExit(_serve(load(), load))
     if config is not None and not _from_environment("config"):
         raise click.UsageError("Give either a configuration file or --upstream.")
@@ -139,12 +140,12 @@ def run(
 
 
 @contextlib.contextmanager
-def _hangup_waits() -> Iterator[None]:
-    """Hold SIGHUP back until the gateway listens to it.
+def _signals_wait() -> Iterator[None]:
+    """Hold SIGHUP and SIGUSR2 back until the gateway listens to them.
 
-    By default it ends a process, so a reload that is asked for while the gateway starts would stop it for good.
+    By default they end a process, so a reload that is asked for while the gateway starts would stop it for good.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP, signal.SIGUSR2})
     try:
         yield
     finally:

@@ -300,7 +300,7 @@ class Metrics(Settings):
 
 
 class Admin(Settings):
-    """The Unix socket that `mailgate trace`, `reload`, `sessions` and `kick` talk to."""
+    """The Unix socket that `mailgate trace`, `reload`, `upgrade`, `sessions` and `kick` talk to."""
 
     socket: FilePath = Field(description="Its path; it is made with mode 0600.")
 
@@ -337,6 +337,13 @@ class Shutdown(Settings):
         le=86400.0,
         description="How long sessions may go on after SIGTERM. Idle ones are told to go over the first half of it, "
         "the others when their commands are answered; POP3 sessions may reach QUIT.",
+    )
+    upgrade_drain: Seconds = Field(
+        default=3600.0,
+        ge=1.0,
+        le=604800.0,
+        description="How long sessions may go on after an upgrade in the workers that had them before. Idle ones are "
+        "told to go over the first half of it; what is left at its end drains as after SIGTERM.",
     )
 
 

@@ -2,11 +2,12 @@
 
 A part has one writer, so that counting takes no lock, and what was counted is there for every reader at once: nothing
 has to be sent or written out, and nothing is lost when a process is killed. Who takes a dead process's place opens
-its part and counts on. The memory has no name in any file system: it is inherited by fork and goes with the last
-process that has it.
+its part and counts on. The memory has no name in any file system: it is inherited by fork, and by exec where that is
+wanted, and goes with the last process that has it.
 
-A part begins with a header, then come the names of its rows, one JSON array a line (family, width, labels), and then
-the rows' cells, doubles, in the order of the names. Rows are only ever added.
+The memory begins with a head that says how it is laid out. A part begins with a header, then come the names of its
+rows, one JSON array a line (family, width, labels), and then the rows' cells, doubles, in the order of the names. Rows
+are only ever added.
 """
 
 from __future__ import annotations
@@ -14,9 +15,19 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import struct
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
+
+MAGIC: Final = b"mailgate"
+LAYOUT: Final = 1
+"""Changes with the meaning of any byte of the head, of a header or of names: memory of another layout is not used."""
+
+_HEAD: Final = struct.Struct("=8sII")
+HEAD: Final = 4096
+"""Bytes before the first part: whole pages, so that no part shares one with another."""
 
 HEADER: Final = 4096
 NAMES: Final = 2 << 20
@@ -80,31 +91,30 @@ class Cells:
         self._cells: memoryview[float] = part[HEADER + NAMES :].cast("d")
         self._known = _Names(part)
         self._known.follow()
-        self._places = {(family, labels): (start, width) for family, labels, start, width in self._known.rows}
+        self._places = {(family, labels, width): start for family, labels, start, width in self._known.rows}
         self._header[_PID] = pid
 
     def row(self, family: str, labels: Labels, width: int) -> memoryview[float]:
-        """Return a row's cells, which begin at 0; a row of a predecessor's goes on with what it has.
+        """Return a row's cells, which begin at 0; a row of a predecessor's goes on with what it has, if it is as wide.
 
         Without room for one more it returns cells that nobody reads: to watch must not stop what is watched.
         """
-        place = self._places.get((family, labels))
-        if place is None:
-            place = self._add(family, labels, width)
-            if place is None:
+        start = self._places.get((family, labels, width))
+        if start is None:
+            start = self._add(family, labels, width)
+            if start is None:
                 self._header[_LEFT_OUT] += 1
                 return memoryview(bytearray(8 * width)).cast("d")
-        start, width = place
         return self._cells[start : start + width]
 
     def clear(self, families: frozenset[str]) -> None:
         """Set the rows of some families back to 0: those that say how things are, and not what has happened."""
-        for (family, _), (start, width) in self._places.items():
+        for (family, _, width), start in self._places.items():
             if family in families:
                 for cell in range(start, start + width):
                     self._cells[cell] = 0.0
 
-    def _add(self, family: str, labels: Labels, width: int) -> tuple[int, int] | None:
+    def _add(self, family: str, labels: Labels, width: int) -> int | None:
         line = json.dumps([family, width, *labels]).encode("ascii") + b"\n"
         used, start = self._header[_USED], self._known.end
         if used + len(line) > len(self._names) or start + width > len(self._cells):
@@ -113,18 +123,39 @@ class Cells:
         # Last, so that a reader finds whole lines, and one that a killed process began is written anew.
         self._header[_USED] = used + len(line)
         self._known.follow()
-        place = self._places[family, labels] = start, width
-        return place
+        self._places[family, labels, width] = start
+        return start
 
 
 class SharedCells:
-    """The parts of ``workers`` processes and of the one that supervises them; made before they are forked."""
+    """The parts of ``workers`` processes and of the one that supervises them; made before they are forked.
 
-    def __init__(self, workers: int = 1) -> None:
+    ``descriptor`` is the memory's and is closed with this object, and on exec unless made inheritable; without one the
+    memory is new.
+    """
+
+    def __init__(self, workers: int = 1, descriptor: int | None = None) -> None:
         self.workers = workers
-        memory = memoryview(mmap.mmap(-1, (workers + 1) * PART))
-        self._parts = [memory[start : start + PART] for start in range(0, len(memory), PART)]
+        if descriptor is None:
+            descriptor = os.memfd_create("mailgate-metrics", os.MFD_CLOEXEC)
+            os.ftruncate(descriptor, _size(workers))
+            os.pwrite(descriptor, _HEAD.pack(MAGIC, LAYOUT, workers), 0)
+        self.descriptor = descriptor
+        weakref.finalize(self, os.close, descriptor)
+        memory = memoryview(mmap.mmap(descriptor, _size(workers)))
+        self._parts = [memory[start : start + PART] for start in range(HEAD, len(memory), PART)]
         self._names = [_Names(part) for part in self._parts]
+
+    @classmethod
+    def adopt(cls, descriptor: int, workers: int) -> SharedCells | None:
+        """Return the memory that an earlier program handed on, or None if it is laid out in another way.
+
+        Its numbers go on. The descriptor stays the caller's; raises OSError where it is none.
+        """
+        head = os.pread(descriptor, _HEAD.size, 0)
+        if head != _HEAD.pack(MAGIC, LAYOUT, workers) or os.fstat(descriptor).st_size != _size(workers):
+            return None
+        return cls(workers, os.dup(descriptor))
 
     def worker(self, number: int) -> Cells:
         """Open the part of a worker, 0 being the first, to count in this process."""
@@ -154,3 +185,8 @@ class SharedCells:
         cells = view.tolist()
         rows = [Row(family, labels, cells[start : start + width]) for family, labels, start, width in names.rows]
         return Part(header[_PID], header[_LEFT_OUT], rows)
+
+
+def _size(workers: int) -> int:
+    """Return how many bytes so many workers and their supervisor need."""
+    return HEAD + (workers + 1) * PART

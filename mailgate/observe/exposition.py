@@ -39,6 +39,9 @@ END: Final = b"# EOF\n"
 PIECE: Final = 200
 """Samples that are put into text at a time: about a millisecond."""
 
+_SHAPES: Final = {family.name: (len(family.labels), family.width) for family in (*families.FAMILIES, families.TIMED)}
+"""How many labels and cells the rows of each family have."""
+
 _Make = type[GaugeMetricFamily] | type[CounterMetricFamily]
 
 _PROCESS: Final[tuple[tuple[_Make, str, str, Callable[[Usage], float | None]], ...]] = (
@@ -104,6 +107,9 @@ class Exposition(Collector):
             if part.pid:
                 workers[worker] = part.pid
             for row in part.rows:
+                if _SHAPES.get(row.family) != (len(row.labels), len(row.values)):
+                    # An earlier or a later version, which the memory was or will be handed on by, counts otherwise.
+                    continue
                 series = found.setdefault(row.family, {})
                 known = series.get(row.labels)
                 series[row.labels] = row.values if known is None else _together(row.family, known, row.values)

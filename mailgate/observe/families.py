@@ -86,6 +86,11 @@ LEDGER_OVERFLOWS: Final = _counter(
 OBSERVER_ERRORS: Final = _counter("observer_errors", "Errors in what watches sessions, mail unharmed.")
 RELOAD_FAILURES: Final = _counter("certificate_reload_failures", "Replaced certificates that were unusable.")
 RELOADS: Final = _counter("reloads", "Reloads of the configuration: ok, or refused because it was bad.", "result")
+UPGRADES: Final = _counter(
+    "upgrades",
+    "Upgrades in place: ok, refused since the new code cannot take over, or failed since its workers did not start.",
+    "result",
+)
 WORKERS: Final = _gauge("workers", "Worker processes that run now.")
 WORKER_EXITS: Final = _counter("worker_exits", "Worker processes that ended, by how.", "reason")
 WORKER_SESSIONS: Final = _gauge("worker_sessions", "Sessions that are open now, by the worker that has them.", "worker")
@@ -122,6 +127,7 @@ FAMILIES: Final = (
     OBSERVER_ERRORS,
     RELOAD_FAILURES,
     RELOADS,
+    UPGRADES,
     WORKERS,
     WORKER_EXITS,
     WORKER_SESSIONS,

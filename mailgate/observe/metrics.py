@@ -247,6 +247,7 @@ class SupervisorMetrics:
         self._exits = Rows(cells, families.WORKER_EXITS)
         self.reload_failures = Rows(cells, families.RELOAD_FAILURES)
         self.reloads = Rows(cells, families.RELOADS)
+        self.upgrades = Rows(cells, families.UPGRADES)
 
     def exited(self, worker: int, status: int, *, stopped: bool) -> None:
         """Note that a worker's process has ended; to be called before another takes its place.

@@ -1,4 +1,4 @@
-"""Administration over HTTP on a Unix socket, for ``mailgate trace``, ``reload``, ``sessions`` and ``kick``.
+"""Administration over HTTP on a Unix socket, for ``mailgate trace``, ``reload``, ``upgrade``, ``sessions``, ``kick``.
 
 Whoever may open the socket, which has mode 0600, may do everything here: its owner and root.
 """
@@ -54,6 +54,11 @@ class Administration(Protocol):
         """
         ...
 
+    @property
+    def upgrade(self) -> Callable[[], Awaitable[dict[str, object]]]:
+        """Has new code take over and tells its version; raises MailgateError with what keeps it from that."""
+        ...
+
 
 def admin_app(house: Administration) -> Starlette:
     """Return the application; errors are answered as ``{"error": text}``."""
@@ -88,6 +93,12 @@ def admin_app(house: Administration) -> Starlette:
         except MailgateError as error:
             raise HTTPException(409, str(error)) from error
 
+    async def upgrade_in_place(request: Request) -> Response:
+        try:
+            return JSONResponse(await house.upgrade())
+        except MailgateError as error:
+            raise HTTPException(409, str(error)) from error
+
     async def sessions(request: Request) -> Response:
         return JSONResponse(await house.sessions())
 
@@ -118,6 +129,7 @@ def admin_app(house: Administration) -> Starlette:
             Route("/v1/sessions/{name}/kick", kick_session, methods=["POST"]),
             Route("/v1/kick", kick_user, methods=["POST"]),
             Route("/v1/reload", reload_configuration, methods=["POST"]),
+            Route("/v1/upgrade", upgrade_in_place, methods=["POST"]),
         ],
         exception_handlers=handlers,
     )

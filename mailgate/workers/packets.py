@@ -55,20 +55,31 @@ def packets(message: Mapping[str, Any], descriptors: Sequence[int] = ()) -> Iter
 
 
 @dataclass(slots=True)
-class _Incoming:
+class Incoming:
+    """The packets of a message that is not whole yet."""
+
     data: bytearray = field(default_factory=bytearray)
     descriptors: list[int] = field(default_factory=list)
 
 
 class Channel:
-    """One end of a connection between the supervisor and a worker; owns its socket."""
+    """One end of a connection between the supervisor and a worker; owns its socket.
 
-    def __init__(self, sock: socket.socket) -> None:
+    An end that another program has used before goes on with what that has not sent (``unsent``) and with what it has
+    received of a message that was not whole (``incoming``).
+    """
+
+    def __init__(self, sock: socket.socket, unsent: Sequence[Packet] = (), incoming: Incoming | None = None) -> None:
         sock.setblocking(False)
         self.socket = sock
-        self._queue: deque[Packet] = deque()
-        self._queued = 0
-        self._incoming = _Incoming()
+        self._queue = deque(unsent)
+        self._queued = sum(len(packet.data) for packet in unsent)
+        self.incoming = incoming or Incoming()
+
+    @property
+    def unsent(self) -> Sequence[Packet]:
+        """What waits for the socket to become writable."""
+        return tuple(self._queue)
 
     @property
     def waiting(self) -> bool:
@@ -121,10 +132,10 @@ class Channel:
                 if found:
                     return found
                 raise EOFError
-            self._incoming.data += memoryview(data)[1:]
-            self._incoming.descriptors += descriptors
+            self.incoming.data += memoryview(data)[1:]
+            self.incoming.descriptors += descriptors
             if data[:1] == _LAST:
-                whole, self._incoming = self._incoming, _Incoming()
+                whole, self.incoming = self.incoming, Incoming()
                 found.append((json.loads(whole.data), whole.descriptors))
 
     def _forget_queue(self) -> None:
@@ -136,8 +147,8 @@ class Channel:
     def close(self) -> None:
         """Close the socket, and what was to be sent or not yet whole."""
         self._forget_queue()
-        _close(self._incoming.descriptors)
-        self._incoming = _Incoming()
+        _close(self.incoming.descriptors)
+        self.incoming = Incoming()
         self.socket.close()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
@@ -14,7 +15,11 @@ ASK_SECONDS: Final = 5.0
 
 @dataclass(eq=False, slots=True)
 class Worker:
-    """A worker as the supervisor sees it. ``state`` is starting, ready, leaving or ending."""
+    """A worker as the supervisor sees it.
+
+    ``state`` is starting, ready, leaving or ending; or former, of a worker of the program before an upgrade that serves
+    until this one's do. ``leave_by`` is the moment of the monotonic clock at which one that leaves is killed.
+    """
 
     slot: int
     pid: int
@@ -23,6 +28,7 @@ class Worker:
     state: str = "starting"
     deaf: bool = False
     failure: str = ""
+    leave_by: float = math.inf
 
 
 @dataclass(slots=True)
@@ -36,24 +42,24 @@ class Ask:
 
 
 class Questions:
-    """The questions that are under way; moments are told by the caller."""
+    """The questions that are under way; moments are told by the caller. ``numbers`` of them were given out already."""
 
-    def __init__(self) -> None:
+    def __init__(self, numbers: int = 0) -> None:
         self.open: dict[int, Ask] = {}
-        self._numbers = 0
+        self.numbers = numbers
 
     def ask(self, asker: Worker, number: int, kind: object, facts: object, all_: Iterable[Worker], now: float) -> None:
         """Hand a question of one worker to all."""
-        self._numbers += 1
+        self.numbers += 1
         # One that starts has no sessions and hears too late.
         waiting = {one for one in all_ if one.state != "starting" and not one.deaf}
-        self.open[self._numbers] = ask = Ask(asker, number, waiting, now + ASK_SECONDS)
-        question = {"word": "asked", "ask": self._numbers, "kind": kind, "facts": facts}
+        self.open[self.numbers] = ask = Ask(asker, number, waiting, now + ASK_SECONDS)
+        question = {"word": "asked", "ask": self.numbers, "kind": kind, "facts": facts}
         for worker in list(waiting):
             if not worker.channel.put(question):
-                self._reply(worker, self._numbers, ask, {"error": "hangs"})
+                self._reply(worker, self.numbers, ask, {"error": "hangs"})
         if not waiting:
-            self._answered(self._numbers, ask)
+            self._answered(self.numbers, ask)
 
     def reply(self, worker: Worker, number: int, said: Message) -> None:
         """Hand a worker's answer to the one that asked; one that nobody waits for counts for nothing."""
@@ -68,6 +74,12 @@ class Questions:
                 del self.open[number]
             else:
                 self.reply(worker, number, {"error": "died"})
+
+    def give_up(self, error: str) -> None:
+        """End all questions; those that have not answered have this error."""
+        for number, ask in list(self.open.items()):
+            for worker in list(ask.waiting):
+                self._reply(worker, number, ask, {"error": error})
 
     def expire(self, now: float) -> None:
         """End the questions whose time is over."""

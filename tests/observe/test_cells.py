@@ -95,3 +95,41 @@ def test_a_part_holds_what_a_table_would(told: list[tuple[str, list[str], float]
         part.row(family, tuple(labels), 1)[0] += amount
         table[family, tuple(labels)] = table.get((family, tuple(labels)), 0.0) + amount
     assert shared.read()[0].rows == [Row(family, labels, [value]) for (family, labels), value in table.items()]
+
+
+# ---------------------------------------------------------------- handed on
+
+
+def test_memory_that_is_handed_on_counts_on() -> None:
+    shared = SharedCells(2)
+    shared.worker(1).row("logins", ("imap",), 1)[0] = 5
+    adopted = SharedCells.adopt(shared.descriptor, 2)
+    assert adopted is not None
+    assert not os.get_inheritable(adopted.descriptor)
+    adopted.worker(0).row("logins", ("imap",), 1)[0] = 2
+    assert rows(shared, 0) == [("logins", ("imap",), [2.0])]
+    assert rows(adopted, 1) == [("logins", ("imap",), [5.0])]
+    # Each has its own descriptor of the memory.
+    del shared
+    assert rows(adopted, 1) == [("logins", ("imap",), [5.0])]
+
+
+def test_a_row_that_was_as_wide_otherwise_begins_anew_beside_it() -> None:
+    shared = SharedCells()
+    shared.worker(0).row("seconds", (), 3)[2] = 9
+    assert list(shared.worker(0).row("seconds", (), 4)) == [0.0] * 4
+    assert rows(shared, 0) == [("seconds", (), [0.0, 0.0, 9.0]), ("seconds", (), [0.0] * 4)]
+
+
+def test_memory_of_another_layout_is_not_adopted(monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = SharedCells(2)
+    assert SharedCells.adopt(shared.descriptor, 3) is None
+    os.ftruncate(shared.descriptor, cells.HEAD)
+    assert SharedCells.adopt(shared.descriptor, 2) is None
+    monkeypatch.setattr(cells, "LAYOUT", cells.LAYOUT + 1)
+    later = SharedCells()
+    monkeypatch.undo()
+    assert SharedCells.adopt(later.descriptor, 1) is None
+    memory = os.memfd_create("empty")
+    assert SharedCells.adopt(memory, 1) is None
+    os.close(memory)

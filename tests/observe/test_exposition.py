@@ -189,3 +189,14 @@ def test_the_pieces_are_the_text_that_the_library_makes_of_the_whole(accept: str
         return [line for line in body.splitlines() if not line.startswith((b"process_", b"python_gc"))]
 
     assert steady(b"".join(pieces)) == steady(encode(metrics.registry))
+
+
+def test_rows_of_another_version_are_left_out() -> None:
+    shared = SharedCells(2)
+    Metrics({}, dict, shared, 0)
+    other = shared.worker(1)
+    other.row("invented_later", ("x",), 1)[0] = 1
+    other.row("logins", ("imap",), 1)[0] = 7
+    other.row("login_duration_seconds", ("imap",), 3)[0] = 7
+    found = samples(Exposition(shared, {}, dict).pieces, "")
+    assert not [name for name, _ in found if "invented" in name or "logins" in name or "login_duration" in name]

@@ -21,6 +21,7 @@ class World:
         self.tracer = Tracer(folder, lambda: 100.0, lambda action, facts: self.audited.append(action))
         self.app = admin_app(self)
         self.reloaded: dict[str, object] | MailgateError = {}
+        self.upgraded: dict[str, object] | MailgateError = {}
         self.missing: list[object] = []
         self.kicked: list[tuple[str | None, str | None]] = []
 
@@ -50,6 +51,12 @@ class World:
         if isinstance(self.reloaded, MailgateError):
             raise self.reloaded
         return self.reloaded
+
+    async def upgrade(self) -> dict[str, object]:
+        await trio.lowlevel.checkpoint()
+        if isinstance(self.upgraded, MailgateError):
+            raise self.upgraded
+        return self.upgraded
 
     async def ask(self, method: str, path: str = "/v1/trace", body: Any = None, **more: Any) -> httpx.Response:
         transport = httpx.ASGITransport(app=self.app, raise_app_exceptions=False)
@@ -217,3 +224,18 @@ async def test_sessions_are_listed_and_ended(
     assert world.kicked == ([kicked] if kicked else [])
     if status == 200:
         assert answer.json()["missing"] == missing
+
+
+@pytest.mark.parametrize(
+    ("outcome", "status", "answer"),
+    [
+        ({"version": "2.0", "before": "1.0"}, 200, {"version": "2.0", "before": "1.0"}),
+        (MailgateError("SyntaxError: invalid syntax"), 409, {"error": "SyntaxError: invalid syntax"}),
+    ],
+)
+async def test_an_upgrade_and_its_outcome(
+    outcome: dict[str, object] | MailgateError, status: int, answer: object, world: World
+) -> None:
+    world.upgraded = outcome
+    told = await world.ask("POST", "/v1/upgrade")
+    assert (told.status_code, told.json()) == (status, answer)

@@ -123,3 +123,27 @@ def test_what_was_not_sent_leaves_no_descriptor_open(pair: Pair) -> None:
             os.close(one)
     second.close()
     assert len(os.listdir("/proc/self/fd")) <= before
+
+
+def test_an_end_goes_on_in_another_program_where_it_was(pair: Pair) -> None:
+    first, second = pair
+    long = {"word": "long", "text": "x" * 5 * PIECE}
+    for size in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+        first.socket.setsockopt(socket.SOL_SOCKET, size, PIECE)
+        second.socket.setsockopt(socket.SOL_SOCKET, size, PIECE)
+    first.put(long)
+    assert second.receive() == []
+    assert first.waiting
+    assert second.incoming.data
+    # What each knew, and another copy of its socket.
+    heirs = [
+        Channel(socket.socket(fileno=os.dup(one.socket.fileno())), one.unsent, one.incoming) for one in (first, second)
+    ]
+    found: list[dict[str, object]] = []
+    while not found:
+        heirs[0].flush()
+        found += taken(heirs[1])
+    assert found == [long]
+    assert not heirs[0].waiting
+    for heir in heirs:
+        heir.socket.close()
