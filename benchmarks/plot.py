@@ -13,6 +13,7 @@ from benchmarks.targets import TARGETS
 
 COLOURS = {
     "login-only": "#666666",
+    "two-workers": "#999999",
     "dovecot": "#1b6ca8",
     "nginx": "#2e8b57",
     "haproxy": "#c1440e",

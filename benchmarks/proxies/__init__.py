@@ -31,6 +31,7 @@ class Proxy:
 PROXIES: dict[str, Proxy] = {
     "mailgate": Proxy("**mailgate**", mailgate.commands, basic=True),
     "login-only": Proxy("mailgate, login-only", mailgate.login),
+    "two-workers": Proxy("mailgate, two workers", mailgate.two_workers),
     "dovecot": Proxy("Dovecot proxy", dovecot.start, ("dovecot", "--version"), basic=True),
     "nginx": Proxy("nginx mail", nginx.start, ("nginx", "-v"), upstreams=("plain",), basic=True),
     "haproxy": Proxy("HAProxy", haproxy.start, ("haproxy", "-v"), basic=True),

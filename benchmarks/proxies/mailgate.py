@@ -1,4 +1,4 @@
-"""mailgate, one worker, with every command inspected or with the login only."""
+"""mailgate: one worker with every command inspected, with the login only, and two workers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.support.servers import free_ports, mailgate
 
 HEAD = """
 hostname = "{host}"
-workers = 1
+workers = {workers}
 
 [tls]
 certificate = "{site.certificate}"
@@ -43,10 +43,10 @@ pool = "{protocol}"
 
 
 @contextlib.contextmanager
-def _start(folder: Path, site: Site, upstream: str, inspect: str, name: str) -> Iterator[Way]:
+def _start(folder: Path, site: Site, upstream: str, inspect: str, name: str, workers: int = 1) -> Iterator[Way]:
     ports = free_ports(2)
     verified = f'{{ mode = "implicit", ca = "{site.authority}", name = "{HOST}" }}'
-    config = HEAD.format(host=HOST, site=site)
+    config = HEAD.format(host=HOST, site=site, workers=workers)
     for protocol, port in zip(PROTOCOLS, ports, strict=True):
         config += PROTOCOL.format(
             protocol=protocol,
@@ -61,6 +61,10 @@ def _start(folder: Path, site: Site, upstream: str, inspect: str, name: str) -> 
 
 def commands(folder: Path, site: Site, upstream: str) -> contextlib.AbstractContextManager[Way]:
     return _start(folder, site, upstream, "commands", "mailgate")
+
+
+def two_workers(folder: Path, site: Site, upstream: str) -> contextlib.AbstractContextManager[Way]:
+    return _start(folder, site, upstream, "commands", "two-workers", workers=2)
 
 
 def login(folder: Path, site: Site, upstream: str) -> contextlib.AbstractContextManager[Way]:
