@@ -28,6 +28,9 @@ SWEEP_SECONDS: Final = 5.0
 """How often idle limits are checked and byte counts told: one task for all sessions costs less than
 a deadline for each burst, and no idle limit is short enough to need more."""
 
+SWEPT_AT_ONCE: Final = 500
+"""Relays that are swept before others have their turn: some 200 µs, which nobody notices."""
+
 QUIET_SECONDS: Final = 2.0
 """How long a relay whose commands are not seen must have been silent to count as idle in a drain."""
 
@@ -95,8 +98,11 @@ class Watch:
         while True:
             await trio.sleep(SWEEP_SECONDS)
             now = trio.current_time()
-            for relay in list(self._relays):
-                relay.sweep(now)
+            for number, relay in enumerate(list(self._relays), 1):
+                if relay in self._relays:
+                    relay.sweep(now)
+                if not number % SWEPT_AT_ONCE:
+                    await trio.lowlevel.checkpoint()
 
 
 class Shell(Protocol):
