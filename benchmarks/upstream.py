@@ -1,20 +1,24 @@
 """A mail server for measurements: in memory, without a disk or a database behind it, so that it is never what is slow.
 
 A program of its own, one epoll loop: ``python -m benchmarks.upstream CERTIFICATE KEY BYTES IMAP IMAPS POP3 POP3S``.
-It lets everybody in and has two messages in every mailbox, 4 KB and BYTES long; what is appended it forgets.
+It lets everybody in and has two messages in every mailbox, 4 KB and BYTES long; what is appended it forgets. SIGUSR1
+has it tell every client in IDLE of a new message at once, SIGUSR2 each at a random moment of ``SPREAD_SECONDS``.
 """
 
 from __future__ import annotations
 
 import contextlib
+import random
 import re
 import resource
 import select
+import signal
 import socket
 import ssl
 import sys
+import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from benchmarks.mails import BIG, SMALL, SMALL_SIZE, message
 
@@ -24,6 +28,11 @@ ROUNDS = 16
 """How many reads or writes one connection may do before others have their turn."""
 
 PIECE = 1024 * 1024
+
+SPREAD_SECONDS = 10.0
+WRAP = 2**32
+"""IMAP's numbers end here."""
+
 CAPABILITIES = b"CAPABILITY IMAP4rev1 SASL-IR LOGIN-REFERRALS ID ENABLE IDLE LITERAL+ AUTH=PLAIN AUTH=LOGIN"
 LITERAL = re.compile(rb"\{(\d+)(\+?)\}\r?\n\Z")
 
@@ -204,9 +213,61 @@ class Protocols:
 GREETING: dict[Answer, bytes] = {}
 
 
-def serve(listeners: dict[socket.socket, Answer], tls: ssl.SSLContext) -> None:
-    """Serve every second listener over TLS, until the program is ended."""
+def microseconds() -> int:
+    """Return the time as one of IMAP's numbers; all processes of a machine have the same clock."""
+    return time.monotonic_ns() // 1000 % WRAP
+
+
+class Pushes:
+    """What clients in IDLE are told without asking: ``* N EXISTS``, where N is the microsecond in which it is sent."""
+
+    def __init__(self) -> None:
+        self._due: deque[tuple[float, int, Connection]] = deque()
+
+    def plan(self, connections: Iterable[tuple[int, Connection]], seconds: float) -> None:
+        """Tell all that are in IDLE now, each at a random moment of the next seconds."""
+        now = time.monotonic()
+        self._due = deque(
+            sorted(
+                (now + random.uniform(0, seconds), number, connection)
+                for number, connection in connections
+                if connection.state is not None and connection.state.startswith(b"IDLE ")
+            )
+        )
+
+    def wait(self) -> float | None:
+        """Return the seconds to the next one, None if there is none."""
+        return max(0.0, self._due[0][0] - time.monotonic()) if self._due else None
+
+    def send(self, connections: dict[int, Connection]) -> list[int]:
+        """Tell those whose time has come; return which."""
+        told = []
+        now = time.monotonic()
+        while self._due and self._due[0][0] <= now:
+            _, number, connection = self._due.popleft()
+            if connections.get(number) is connection:
+                with contextlib.suppress(OSError):
+                    connection.send(b"* %d EXISTS\r\n" % max(1, microseconds()))
+                told.append(number)
+        return told
+
+
+def signals() -> socket.socket:
+    """Return a socket on which the numbers of SIGUSR1 and SIGUSR2 arrive."""
+    heard, told = socket.socketpair()
+    heard.setblocking(False)
+    told.setblocking(False)
+    signal.set_wakeup_fd(told.detach())
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, lambda *_: None)
+    return heard
+
+
+def serve(listeners: dict[socket.socket, Answer], tls: ssl.SSLContext, heard: socket.socket) -> None:
+    """Serve every second listener over TLS, until the program is ended; ``heard`` is what ``signals`` returned."""
     poll = select.epoll()
+    pushes = Pushes()
+    poll.register(heard, select.EPOLLIN)
     accepting = {
         sock.fileno(): (sock, answer, number % 2 == 1) for number, (sock, answer) in enumerate(listeners.items())
     }
@@ -229,10 +290,21 @@ def serve(listeners: dict[socket.socket, Answer], tls: ssl.SSLContext) -> None:
                 else:
                     connection.send(GREETING[answer])
 
+    def arrange(number: int) -> None:
+        connection = connections[number]
+        wants = select.EPOLLIN | select.EPOLLOUT if connection.pending else select.EPOLLIN
+        if wants != connection.wants:
+            connection.wants = wants
+            poll.modify(number, wants)
+
     while True:
-        for number, _ in poll.poll():
+        for number, _ in poll.poll(pushes.wait()):
             if number in accepting:
                 accept(*accepting[number])
+                continue
+            if number == heard.fileno():
+                last = heard.recv(16)[-1]
+                pushes.plan(connections.items(), SPREAD_SECONDS if last == signal.SIGUSR2 else 0.0)
                 continue
             connection = connections[number]
             try:
@@ -242,10 +314,9 @@ def serve(listeners: dict[socket.socket, Answer], tls: ssl.SSLContext) -> None:
                 poll.unregister(number)
                 connection.socket.close()
                 continue
-            wants = select.EPOLLIN | select.EPOLLOUT if connection.pending else select.EPOLLIN
-            if wants != connection.wants:
-                connection.wants = wants
-                poll.modify(number, wants)
+            arrange(number)
+        for number in pushes.send(connections):
+            arrange(number)
 
 
 def main() -> None:
@@ -264,7 +335,7 @@ def main() -> None:
         sock = socket.create_server(("127.0.0.1", int(port)), backlog=4096)
         sock.setblocking(False)
         listeners[sock] = answer
-    serve(listeners, tls)
+    serve(listeners, tls, signals())
 
 
 if __name__ == "__main__":

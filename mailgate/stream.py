@@ -48,7 +48,19 @@ tls_info = functools.lru_cache(maxsize=256)(TlsInfo)
 """Returns what a handshake agreed on, one value for all sessions that agreed on the same."""
 
 
-def keep_alive(sock: socket.socket, idle: int = 120, interval: int = 30, count: int = 4) -> None:
+PROBE_SECONDS: Final = 120
+"""After how much silence a peer is probed."""
+
+PROBE_SPREAD: Final = 30
+"""By how many seconds less at most, so that connections that came at once are not all probed at once ever after."""
+
+
+def probe_seconds(sock: socket.socket) -> int:
+    """Return after how much silence this socket's peer is to be probed. Neighbours in number differ."""
+    return PROBE_SECONDS - sock.fileno() % (PROBE_SPREAD + 1)
+
+
+def keep_alive(sock: socket.socket, idle: int = PROBE_SECONDS, interval: int = 30, count: int = 4) -> None:
     """Let a socket send small pieces at once and probe a silent peer; does nothing to a Unix socket.
 
     After ``idle`` seconds of silence a probe goes out every ``interval`` seconds, which keeps

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import gc
 import math
 import os
 import pickle
@@ -29,6 +28,7 @@ from mailgate.config import Config
 from mailgate.config.changes import changes
 from mailgate.doors import Door, Doors, Plan, told
 from mailgate.errors import ConfigError, MailgateError
+from mailgate.garbage import spare_what_lasts
 from mailgate.generation import server_tls
 from mailgate.heritage import (
     LEAVE,
@@ -416,8 +416,8 @@ class Supervisor:
                 worker.channel.close()
             self._wakeup.close()
             self._waker.close()
-            # What the supervisor made is never collected here, so its pages stay shared.
-            gc.freeze()
+            # What the supervisor made is hardly ever searched here, so its pages stay shared.
+            spare_what_lasts()
             doors = [Door(door.place, door.socket) for door in self.doors.open]
             made = self._made
             heritage = Heritage(slot, doors, made.tls, made.upstreams, self._ear, channel, self.cells, self.ledger)

@@ -34,6 +34,7 @@ COMPOSES = {
     "heritage",
     "upgrade",
     "inherited",
+    "garbage",
     "generation",
     "doors",
     "reception",

@@ -17,7 +17,19 @@ import pytest
 import trio
 import trio.testing
 
-from mailgate.stream import BURST, LONE, ROUNDS, ByteStream, SocketStream, TrioStream, burst_buffer, keep_alive
+from mailgate.stream import (
+    BURST,
+    LONE,
+    PROBE_SECONDS,
+    PROBE_SPREAD,
+    ROUNDS,
+    ByteStream,
+    SocketStream,
+    TrioStream,
+    burst_buffer,
+    keep_alive,
+    probe_seconds,
+)
 from tests.support.certificates import Authority, authority
 
 BIG = 3 * 1024 * 1024
@@ -404,6 +416,15 @@ async def test_options_of_a_connection() -> None:
     keep_alive(unix)
     unix.close()
     other.close()
+
+
+def test_peers_of_sockets_made_together_are_probed_at_different_times() -> None:
+    sockets = [socket.socket() for _ in range(PROBE_SPREAD + 1)]
+    times = {probe_seconds(sock) for sock in sockets}
+    for sock in sockets:
+        sock.close()
+    assert len(times) > PROBE_SPREAD / 2
+    assert PROBE_SECONDS - PROBE_SPREAD <= min(times) <= max(times) <= PROBE_SECONDS
 
 
 async def test_an_error_of_the_system_is_told_as_broken() -> None:

@@ -20,7 +20,8 @@ profile = "modern"
 
 [limits]
 sessions_per_address = 20000
-half_open_per_address = 2000
+half_open = {half_open}
+half_open_per_address = {half_open}
 """
 
 PROTOCOL = """
@@ -30,6 +31,7 @@ protocol = "{protocol}"
 bind = "127.0.0.1:{port}"
 tls = "implicit"
 inspect = "{inspect}"
+handshake_timeout = {handshake_seconds}
 
 [pool.{protocol}]
 protocol = "{protocol}"
@@ -43,15 +45,25 @@ pool = "{protocol}"
 
 
 @contextlib.contextmanager
-def _start(folder: Path, site: Site, upstream: str, inspect: str, name: str, workers: int = 1) -> Iterator[Way]:
+def start(
+    folder: Path,
+    site: Site,
+    upstream: str,
+    inspect: str,
+    name: str,
+    workers: int = 1,
+    half_open: int = 2000,
+    handshake_seconds: float = 10.0,
+) -> Iterator[Way]:
     ports = free_ports(2)
     verified = f'{{ mode = "implicit", ca = "{site.authority}", name = "{HOST}" }}'
-    config = HEAD.format(host=HOST, site=site, workers=workers)
+    config = HEAD.format(host=HOST, site=site, workers=workers, half_open=half_open)
     for protocol, port in zip(PROTOCOLS, ports, strict=True):
         config += PROTOCOL.format(
             protocol=protocol,
             port=port,
             inspect=inspect,
+            handshake_seconds=handshake_seconds,
             upstream=site.ports[upstream][protocol],
             tls=verified if upstream == "tls" else '"off"',
         )
@@ -60,12 +72,12 @@ def _start(folder: Path, site: Site, upstream: str, inspect: str, name: str, wor
 
 
 def commands(folder: Path, site: Site, upstream: str) -> contextlib.AbstractContextManager[Way]:
-    return _start(folder, site, upstream, "commands", "mailgate")
+    return start(folder, site, upstream, "commands", "mailgate")
 
 
 def two_workers(folder: Path, site: Site, upstream: str) -> contextlib.AbstractContextManager[Way]:
-    return _start(folder, site, upstream, "commands", "two-workers", workers=2)
+    return start(folder, site, upstream, "commands", "two-workers", workers=2)
 
 
 def login(folder: Path, site: Site, upstream: str) -> contextlib.AbstractContextManager[Way]:
-    return _start(folder, site, upstream, "login", "login-only")
+    return start(folder, site, upstream, "login", "login-only")

@@ -14,7 +14,7 @@ import trio
 from mailgate.config import Endpoint
 from mailgate.errors import MailgateError
 from mailgate.model import Peer
-from mailgate.stream import SocketStream, keep_alive
+from mailgate.stream import SocketStream, keep_alive, probe_seconds
 
 BACKLOG: Final = 1024
 """Connections that the kernel keeps while the gateway is busy; it lowers this to net.core.somaxconn."""
@@ -194,9 +194,11 @@ def _begin(sock: socket.socket, handler: Handler, sessions: trio.Nursery) -> Non
 async def _own(stream: SocketStream, peer: Peer, handler: Handler) -> None:
     """Run a handler and close its stream behind it, whatever happened."""
     try:
-        if peer.port and not stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE):
-            # A listening socket that was not opened here has nothing to inherit.
-            keep_alive(stream.socket)
+        if peer.port:
+            if not stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE):
+                # A listening socket that was not opened here has nothing to inherit.
+                keep_alive(stream.socket)
+            stream.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, probe_seconds(stream.socket))
         await handler(stream, peer)
     except OSError:
         # Setting options fails when the client is gone already; handlers let no OSError out.

@@ -14,7 +14,7 @@ import trio
 from mailgate.config import Pool, Server
 from mailgate.errors import UpstreamFailed
 from mailgate.model import Failure
-from mailgate.stream import SocketStream, keep_alive
+from mailgate.stream import SocketStream, keep_alive, probe_seconds
 from mailgate.upstream.limit import StepLimit
 
 ADDRESS_SECONDS: Final = 60.0
@@ -115,7 +115,7 @@ class Dialer:
         ``limit`` has begun with the step of connecting.
         """
         stream = await self._connect(server)
-        keep_alive(stream.socket)
+        keep_alive(stream.socket, probe_seconds(stream.socket))
         if self.pool.tls.mode == "implicit":
             limit.begin("tls/none", "TLS", self.pool.greeting_timeout)
             await self.start_tls(stream, server)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import re
+import signal
 import socket
 from collections.abc import Iterator
 
@@ -10,7 +13,7 @@ import pytest
 
 from benchmarks import upstream
 from benchmarks.mails import message
-from benchmarks.upstream import Closed, Connection, Protocols
+from benchmarks.upstream import WRAP, Closed, Connection, Protocols, Pushes, microseconds
 
 SIZE = 9000
 PROTOCOLS = Protocols(SIZE)
@@ -112,3 +115,46 @@ def test_a_client_that_has_gone_is_closed() -> None:
         client.close()
         with pytest.raises(Closed):
             connection.on_ready()
+
+
+def test_who_idles_is_told_of_a_message_with_the_time() -> None:
+    with connected("imap") as (idle, one), connected("imap") as (busy, other), connected("imap") as (_, gone):
+        idle.sendall(b"a IDLE\r\n")
+        one.on_ready()
+        gone.state = b"IDLE b"
+        pushes = Pushes()
+        assert pushes.wait() is None
+        pushes.plan([(1, one), (2, other), (3, gone)], 0.0)
+        assert pushes.wait() == 0
+        assert pushes.send({1: one, 2: other}) == [1]
+        assert pushes.wait() is None
+        told = re.fullmatch(rb"\+ idling\r\n\* (\d+) EXISTS\r\n", idle.recv(1000))
+        assert told is not None
+        assert (microseconds() - int(told[1])) % WRAP < 10_000_000
+        with pytest.raises(BlockingIOError):
+            busy.recv(1000)
+
+
+def test_nobody_is_told_before_the_time() -> None:
+    with connected("imap") as (_, one):
+        one.state = b"IDLE a"
+        pushes = Pushes()
+        pushes.plan([(1, one)], 1e6)
+        assert pushes.send({1: one}) == []
+        wait = pushes.wait()
+        assert wait is not None
+        assert 0 < wait <= 1e6
+
+
+def test_signals_arrive_as_bytes() -> None:
+    numbers = (signal.SIGUSR1, signal.SIGUSR2)
+    handlers = [signal.getsignal(number) for number in numbers]
+    heard = upstream.signals()
+    try:
+        os.kill(os.getpid(), signal.SIGUSR2)
+        assert heard.recv(16) == bytes([signal.SIGUSR2])
+    finally:
+        os.close(signal.set_wakeup_fd(-1))
+        heard.close()
+        for number, handler in zip(numbers, handlers, strict=True):
+            signal.signal(number, handler)
