@@ -46,13 +46,14 @@ from mailgate.inherited import Inherited
 from mailgate.net.listener import ListenError
 from mailgate.net.tls import ServerTls
 from mailgate.observe.metrics import SupervisorMetrics
+from mailgate.service import Service
 from mailgate.upgrade import Upgrades, shared, too_many
 from mailgate.upstream.pool import Upstreams
 from mailgate.workers.handover import Handover, taken
 from mailgate.workers.packets import Channel, Message, channels
 from mailgate.workers.questions import Questions, Worker
 from mailgate.workers.restarts import Restarts
-from mailgate.workers.systemd import Notifier, activated
+from mailgate.workers.systemd import activated
 
 SLOTS: Final = 16
 """Workers that there can be at once, those included that only let their last sessions end; three times as many as
@@ -137,7 +138,7 @@ class Supervisor:
         self._look_at_files = 0.0
         self._handed = handed
         self._upgrades = Upgrades(self, handed)
-        self.notifier = Notifier(os.environ)
+        self._service = Service(self, os.environ)
 
     @property
     def config(self) -> Config:
@@ -259,6 +260,7 @@ class Supervisor:
                 self._reload(self._wanted.popleft())
             self._keep_number()
             self._upgrades.turn()
+        self._service.turn()
 
     def _patience(self) -> float:
         """Return for how many milliseconds nothing has to be done by itself."""
@@ -275,6 +277,7 @@ class Supervisor:
             if self._made.tls is not None:
                 moments.append(self._look_at_files)
             moments.append(self._upgrades.due)
+        moments.append(self._service.due)
         moments += [worker.leave_by for worker in self.workers]
         now = time.monotonic()
         left = min([*moments, now + 3600]) - now
@@ -310,6 +313,7 @@ class Supervisor:
                 if self.load is not None:
                     self._wanted.append([])
                     continue
+                self._service.reloading()
                 if self._made.tls is not None:
                     self._told_of_files(self._made.tls.reload())
                 self._say("signal", number=number)
@@ -328,6 +332,7 @@ class Supervisor:
             self.doors.close("mail")
             self._refuse_wanted()
             self._upgrades.stop()
+            self._service.stopping()
         self._stop_by = time.monotonic() + (0 if self.stopping else self.config.shutdown.drain) + LATE_SECONDS
         self.stopping = True
         self._say("signal", number=int(number))
@@ -485,6 +490,7 @@ class Supervisor:
             # Its end is told by SIGCHLD; until then there is nothing to hear.
             worker.deaf = True
             return
+        self._service.heard(worker)
         for message, descriptors in found:
             for one in descriptors:
                 os.close(one)
@@ -546,6 +552,7 @@ class Supervisor:
 
     def _reload(self, wanted: list[tuple[Worker, int]]) -> None:
         """Read the configuration again, and have all workers put it into force."""
+        self._service.reloading()
         if self.load is None:
             self._tell_wanted(wanted, error="the gateway was started without a configuration file")
             return

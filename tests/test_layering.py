@@ -33,6 +33,7 @@ COMPOSES = {
     "supervisor",
     "heritage",
     "upgrade",
+    "service",
     "inherited",
     "garbage",
     "generation",

@@ -171,6 +171,10 @@ class Ledger:
                         self.cells[numbers + row * slots + slot] = 0
                     self.release(numbers)
 
+    def sessions(self) -> int:
+        """Return how many connections all workers have, as far as that can be known without the lock."""
+        return sum(self.totals[SESSIONS * self.slots : (SESSIONS + 1) * self.slots].tolist())
+
     def in_use(self) -> int:
         """Return how many addresses have a cell."""
         return sum(map(bool, self._keys.tolist()))

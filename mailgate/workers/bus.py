@@ -45,6 +45,12 @@ Failed = Callable[[Exception], None]
 """Told of an error in a handler that is mailgate's own; who asked hears only that there was one."""
 
 
+async def _alive(facts: Message) -> Message:
+    """Answer that this worker's loop turns."""
+    await trio.lowlevel.checkpoint()
+    return {}
+
+
 class AloneBus:
     """The bus of a gateway that has its process for itself."""
 
@@ -88,6 +94,7 @@ class WorkerBus:
         self.orders: dict[str, Order] = {}
         self._channel = channel
         self._own = AloneBus(failed, slot)
+        self._own.answer("alive", _alive)
         self._asked: dict[int, _Asked] = {}
         self._wanted: dict[int, tuple[trio.Event, list[Message]]] = {}
         self._numbers = itertools.count(1)

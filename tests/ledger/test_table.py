@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from mailgate.ledger import Ledger
+from mailgate.ledger import Ledger, Seat
 from mailgate.ledger.table import BUCKET, LAYOUT, MAGIC
 
 
@@ -105,3 +105,12 @@ def test_what_a_dead_worker_had_is_taken_out(ledger: Ledger) -> None:
     assert ledger.totals[2:4].tolist() == [1, 0]
     assert ledger.find(ledger.digest("own")) == -1
     assert ledger.in_use() == 1
+
+
+def test_all_sessions_are_counted_without_the_lock(ledger: Ledger) -> None:
+    for slot in range(2):
+        seat = Seat(ledger, slot, lambda: None)
+        with seat:
+            seat.enter("a", "192.0.2.1")
+            seat.enter("b", "192.0.2.2")
+    assert ledger.sessions() == 4

@@ -66,7 +66,10 @@ class Installed(House):
     def wake(self, client: imaplib.IMAP4) -> bytes:
         """Return the answer to the end of an IDLE."""
         client.send(b"DONE\r\n")
-        return client.readline()
+        # A server says now and then that it is there.
+        while (line := client.readline()).startswith(b"* OK "):
+            pass
+        return line
 
     def until(self, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + PATIENCE
