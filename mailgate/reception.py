@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 
 import trio
@@ -147,8 +148,6 @@ class Reception:
             if listener.protocol is Protocol.IMAP
             else answers.pop3_reply(refusal)
         )
-        with trio.move_on_after(1):
-            try:
-                await stream.send_all(reply)
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
-                return
+        stream.deadline = trio.current_time() + 1
+        with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
+            await stream.send_all(reply)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import math
 import os
 import socket
 import ssl
@@ -21,6 +22,7 @@ from typing import Final, Protocol
 
 import trio
 
+from mailgate import timekeeper
 from mailgate.model import TlsInfo
 
 Socket = socket.socket
@@ -94,6 +96,11 @@ class ByteStream(Protocol):
     """
 
     tls: TlsInfo | None
+    deadline: float
+    """The moment, by Trio's clock, from which waiting for the peer raises ``trio.TooSlowError``; infinite at first.
+
+    It may be moved whenever no task waits. A cancel scope for each limit would cost a login more than its TLS records.
+    """
 
     async def receive(self, buffer: memoryview) -> int:
         """Fill ``buffer`` from its start with what has arrived; return how much, 0 at the end."""
@@ -117,7 +124,17 @@ class ByteStream(Protocol):
 class SocketStream:
     """A :class:`ByteStream` over a stdlib socket, which it makes non-blocking and owns."""
 
-    __slots__ = ("_drained", "_failed", "_quick_reads", "_quick_writes", "_sock", "_waiting", "tls")
+    __slots__ = (
+        "_drained",
+        "_failed",
+        "_quick_reads",
+        "_quick_writes",
+        "_sock",
+        "_timed",
+        "_waiting",
+        "deadline",
+        "tls",
+    )
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
@@ -129,6 +146,9 @@ class SocketStream:
         self._quick_writes = 0
         self._waiting = 0
         self.tls: TlsInfo | None = None
+        self.deadline = math.inf
+        # When the timekeeper looks at this stream next.
+        self._timed = math.inf
 
     @property
     def socket(self) -> socket.socket:
@@ -156,6 +176,7 @@ class SocketStream:
             await self._wait_readable()
         elif self._quick_reads >= ROUNDS:
             self._quick_reads = 0
+            self._check_time()
             await trio.lowlevel.checkpoint()
         else:
             await trio.lowlevel.checkpoint_if_cancelled()
@@ -207,6 +228,7 @@ class SocketStream:
         if self._quick_writes >= ROUNDS:
             self._quick_writes = 0
             data = bytes(data)
+            self._check_time()
             await trio.lowlevel.checkpoint()
         view = memoryview(data)
         sent = self._write(view)
@@ -231,19 +253,50 @@ class SocketStream:
 
     async def _wait_readable(self) -> None:
         fd = self._fd()
+        if self.deadline < self._timed:
+            self._keep_time()
         self._waiting += 1
         try:
             await trio.lowlevel.wait_readable(fd)
+        except trio.ClosedResourceError:
+            self._check_time()
+            raise
         finally:
             self._waiting -= 1
 
     async def _wait_writable(self) -> None:
         fd = self._fd()
+        if self.deadline < self._timed:
+            self._keep_time()
         self._waiting += 1
         try:
             await trio.lowlevel.wait_writable(fd)
+        except trio.ClosedResourceError:
+            self._check_time()
+            raise
         finally:
             self._waiting -= 1
+
+    def _check_time(self) -> None:
+        if self.deadline <= trio.current_time():
+            raise trio.TooSlowError from None
+
+    def _keep_time(self) -> None:
+        """Have the wait that begins now ended when the deadline has come."""
+        self._check_time()
+        self._timed = self.deadline
+        timekeeper.watch(self)
+
+    def look_at_time(self, now: float) -> float:
+        """End a wait whose deadline has come; return when to look again. For the timekeeper."""
+        if self.deadline > now:
+            self._timed = self.deadline
+        else:
+            self._timed = math.inf
+            if self._waiting:
+                # The same that closing does: who waits looks at the time then.
+                trio.lowlevel.notify_closing(self._sock)
+        return self._timed
 
     def _fd(self) -> int:
         fd = self._sock.fileno()
@@ -267,7 +320,8 @@ class SocketStream:
                 if not 0 < len(data) <= more_than or self._sock.family != socket.AF_UNIX:
                     return data
                 # Unix sockets are readable from their first byte on, and do not tell the end before it is taken.
-                await trio.sleep(PEEK_SECONDS)
+                with trio.fail_at(self.deadline):
+                    await trio.sleep(PEEK_SECONDS)
             except BlockingIOError:
                 continue
             except OSError as error:
@@ -348,11 +402,13 @@ class SocketStream:
     def release(self) -> Socket:
         """Hand the socket over to the caller, who owns it from now on; this stream is closed then."""
         sock, self._sock = self._sock, _NO_SOCKET
+        self.deadline = math.inf
         return sock
 
     def abort(self) -> None:
         """Close at once, without a word to a TLS peer; does nothing the second time."""
         fd = self._sock.fileno()
+        self.deadline = math.inf
         if fd >= 0:
             if self._waiting:
                 # Trio knows of a descriptor only while somebody waits for it.
@@ -378,16 +434,19 @@ class TrioStream:
     def __init__(self, stream: trio.abc.Stream) -> None:
         self._stream = stream
         self.tls: TlsInfo | None = None
+        self.deadline = math.inf
 
     async def receive(self, buffer: memoryview) -> int:
         """See :class:`ByteStream`."""
-        data = await self._stream.receive_some(len(buffer))
+        with trio.fail_at(self.deadline):
+            data = await self._stream.receive_some(len(buffer))
         buffer[: len(data)] = data
         return len(data)
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """See :class:`ByteStream`."""
-        await self._stream.send_all(bytes(data))
+        with trio.fail_at(self.deadline):
+            await self._stream.send_all(bytes(data))
 
     async def start_tls(
         self, context: ssl.SSLContext, *, server_side: bool, server_hostname: str | None = None
@@ -400,7 +459,8 @@ class TrioStream:
             server_side=server_side,
             https_compatible=True,
         )
-        await stream.do_handshake()
+        with trio.fail_at(self.deadline):
+            await stream.do_handshake()
         self._stream = stream
         cipher = stream.cipher()
         self.tls = tls_info(

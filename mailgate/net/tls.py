@@ -241,20 +241,25 @@ class ServerTls:
         The ClientHello is read first without taking it: it chooses the certificate, and a client
         that offers other protocols only is refused with the alert that RFC 7301 §3.2 asks for.
         """
-        limit = trio.CancelScope(deadline=trio.current_time() + timeout)
+        limit = stream.deadline
+        stream.deadline = min(limit, trio.current_time() + timeout)
         try:
-            with limit:
-                offered = await self._hello(stream, protocol)
-                context = self._for_name(offered.server_name).contexts[profile, protocol]
-                info = await stream.start_tls(context, server_side=True)
+            offered = await self._hello(stream, protocol)
+            identity = self._for_name(offered.server_name)
+            info = await stream.start_tls(identity.contexts[profile, protocol], server_side=True)
+        except trio.TooSlowError:
+            if stream.deadline == limit:
+                # What this handshake is a part of is over, too.
+                raise
+            raise HandshakeFailed("timeout") from None
         except trio.BrokenResourceError:
             raise HandshakeFailed("closed") from None
         except ssl.SSLError as error:
             reason = error.reason or ""
             raise HandshakeFailed(next((word for part, word in _REASONS if part in reason), "other")) from error
-        if limit.cancelled_caught:
-            raise HandshakeFailed("timeout")
-        known = offered.server_name if self._for_name(offered.server_name) is not self._default else None
+        finally:
+            stream.deadline = limit
+        known = offered.server_name if identity is not self._default else None
         return info if known is None else tls_info(info.version, info.cipher, known, info.resumed)
 
     async def _hello(self, stream: SocketStream, protocol: Protocol) -> hello.ClientHello:

@@ -6,6 +6,7 @@ for a complete login, and nothing passes between the two sides before it has acc
 
 from __future__ import annotations
 
+import contextlib
 import math
 
 import trio
@@ -40,7 +41,7 @@ async def run_session(connection: Connection, listener: Listener, services: Serv
     takes over when the login was accepted: then this returns ``None`` at once, and the engine closes
     both and tells ``connection.ended``.
     """
-    session = connection.session
+    session, stream = connection.session, connection.stream
     session.state = State.LOGIN
     dialogue = DIALOGUES[session.protocol](connection, listener, services)
     dialogue.trace = services.trace(session)
@@ -48,15 +49,18 @@ async def run_session(connection: Connection, listener: Listener, services: Serv
     signed_in: SignedIn | None = None
     try:
         try:
-            limit = trio.CancelScope(deadline=trio.current_time() + listener.login_timeout)
-            with limit:
-                await dialogue.greet()
-                signed_in = await before_login.sign_in(limit)
-            if signed_in is None:
-                # The limit shows where the client stopped, so that a scanner and a slow human differ in the log.
-                reason = "no_auth_attempts" if session.user is None else "auth_waiting_client"
-                await _last_words(dialogue, answers.LOGIN_TIMEOUT)
-                return End(Side.PROXY, reason)
+            stream.deadline = trio.current_time() + listener.login_timeout
+            await dialogue.greet()
+            signed_in = await before_login.sign_in()
+            stream.deadline = math.inf
+        except trio.TooSlowError:
+            if stream.deadline > trio.current_time():
+                # It was not the client who was.
+                raise
+            # The limit shows where the client stopped, so that a scanner and a slow human differ in the log.
+            reason = "no_auth_attempts" if session.user is None else "auth_waiting_client"
+            await _last_words(dialogue, answers.LOGIN_TIMEOUT)
+            return End(Side.PROXY, reason)
         except SessionOver as over:
             return End(over.side, over.reason)
         finally:
@@ -75,21 +79,25 @@ class _BeforeLogin:
         self.session = dialogue.session
         self.services = services
 
-    async def sign_in(self, limit: trio.CancelScope) -> SignedIn:
-        """Read logins until an upstream accepts one; raises SessionOver when the client has no more tries."""
+    async def sign_in(self) -> SignedIn:
+        """Read logins until an upstream accepts one; raises SessionOver when the client has no more tries.
+
+        The client's stream has a deadline, and raises ``trio.TooSlowError`` when it has come.
+        """
+        stream = self.dialogue.connection.stream
         while True:
             login = await self.dialogue.read_login()
             began = trio.current_time()
             # The client has done its part: from here on the upstream's own time limits count.
-            left = limit.deadline - began
-            limit.deadline = math.inf
+            left = stream.deadline - began
+            stream.deadline = math.inf
             outcome = await self._attempt(login)
             if isinstance(outcome, Refusal):
-                limit.deadline = trio.current_time() + left
+                stream.deadline = trio.current_time() + left
                 await self._refuse(outcome)
                 continue
             # A client that does not read must not keep its upstream, nor one that was slow lose its login here.
-            limit.deadline = trio.current_time() + max(left, ACCEPT_SECONDS)
+            stream.deadline = trio.current_time() + max(left, ACCEPT_SECONDS)
             try:
                 await self.dialogue.accept(outcome)
             except BaseException:
@@ -129,7 +137,8 @@ class _BeforeLogin:
         verdict, seconds = services.gate.login_failed(session.failures)
         if seconds:
             services.emit(LimitStruck(session, "failure_delay", "delay", seconds))
-            await trio.sleep(seconds)
+            with trio.fail_at(self.dialogue.connection.stream.deadline):
+                await trio.sleep(seconds)
         await self.dialogue.refuse(refusal)
         if isinstance(verdict, Deny):
             services.emit(LimitStruck(session, verdict.rule, "deny"))
@@ -139,7 +148,8 @@ class _BeforeLogin:
 
 async def _last_words(dialogue: Dialogue, refusal: Refusal) -> None:
     """Tell a client why its connection ends, without waiting for one that does not listen."""
-    with trio.move_on_after(1):
+    dialogue.connection.stream.deadline = trio.current_time() + 1
+    with contextlib.suppress(trio.TooSlowError):
         await dialogue.goodbye(refusal)
 
 

@@ -114,7 +114,7 @@ class Dialer:
 
         ``limit`` has begun with the step of connecting.
         """
-        stream = await self._connect(server)
+        stream = await self._connect(server, limit)
         keep_alive(stream.socket, probe_seconds(stream.socket))
         if self.pool.tls.mode == "implicit":
             limit.begin("tls/none", "TLS", self.pool.greeting_timeout)
@@ -159,11 +159,11 @@ class Dialer:
         fingerprint = hashlib.sha256(certificate or b"").hexdigest()
         return any(hmac.compare_digest(fingerprint, pin) for pin in self.pool.tls.pin)
 
-    async def _connect(self, server: Server) -> SocketStream:
+    async def _connect(self, server: Server, limit: StepLimit) -> SocketStream:
         """Try the server's addresses in the resolver's order; raises UpstreamFailed if none answers."""
         errors: list[str] = []
-        for family, address in await self._resolve(server):
-            stream = SocketStream(socket.socket(family, socket.SOCK_STREAM))
+        for family, address in await self._resolve(server, limit):
+            stream = limit.watch(SocketStream(socket.socket(family, socket.SOCK_STREAM)))
             try:
                 await stream.connect(address)
             except OSError as error:
@@ -176,7 +176,7 @@ class Dialer:
                 return stream
         raise UpstreamFailed(Failure.CONNECT, "connect/none", "; ".join(dict.fromkeys(errors)), server.name)
 
-    async def _resolve(self, server: Server) -> list[tuple[int, tuple[str, int] | str]]:
+    async def _resolve(self, server: Server, limit: StepLimit) -> list[tuple[int, tuple[str, int] | str]]:
         address = server.address
         if address.path is not None:
             return [(socket.AF_UNIX, str(address.path))]
@@ -184,7 +184,8 @@ class Dialer:
         known = self._addresses.get(address.host)
         if known is None or known[0] < now:
             try:
-                found = await trio.socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+                with trio.fail_at(limit.deadline):
+                    found = await trio.socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
             except OSError as error:
                 raise UpstreamFailed(
                     Failure.CONNECT, "dns/none", f"{address.host}: {error.strerror}", server.name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import TracebackType
 from typing import Protocol
 
@@ -9,6 +10,7 @@ import trio
 
 from mailgate.errors import UpstreamFailed
 from mailgate.model import Failure
+from mailgate.stream import SocketStream
 
 
 class Progress(Protocol):
@@ -21,34 +23,43 @@ class Progress(Protocol):
 class StepLimit:
     """The time limit of the step that an attempt at a server is at; raises UpstreamFailed when it is over.
 
-    The steps follow each other, so one cancel scope whose deadline is moved serves them all. A scope
-    for each step would cost more than what most of them do.
+    The steps follow each other, so one deadline that is moved serves them all: that of the stream they are made on.
     """
 
-    __slots__ = ("_at", "_scope", "_seconds", "_server", "_what")
+    __slots__ = ("_at", "_seconds", "_server", "_stream", "_what", "deadline")
 
     def __init__(self, server: str, seconds: float) -> None:
         """Begin with the step of connecting."""
         self._server = server
-        self._scope = trio.CancelScope(deadline=trio.current_time() + seconds)
+        self.deadline = trio.current_time() + seconds
+        """When the step's time is over, for what waits for anything but the stream."""
+        self._stream: SocketStream | None = None
         self._at: Progress | str = "connect/none"
         self._what = "connection"
         self._seconds = seconds
 
+    def watch(self, stream: SocketStream) -> SocketStream:
+        """Limit a stream's waits from now on."""
+        self._stream = stream
+        stream.deadline = self.deadline
+        return stream
+
     def begin(self, at: Progress | str, what: str, seconds: float, left: float | None = None) -> None:
         """Begin a step of which ``what`` is expected within ``seconds``, of which ``left`` are left."""
         self._at, self._what, self._seconds = at, what, seconds
-        self._scope.deadline = trio.current_time() + (seconds if left is None else left)
+        self.deadline = trio.current_time() + (seconds if left is None else left)
+        if self._stream is not None:
+            self._stream.deadline = self.deadline
 
     def __enter__(self) -> StepLimit:
-        self._scope.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._scope.__exit__(kind, error, trace)
-        if self._scope.cancelled_caught:
+        if self._stream is not None:
+            self._stream.deadline = math.inf
+        if isinstance(error, trio.TooSlowError):
             state = self._at if isinstance(self._at, str) else self._at.state
             detail = f"no {self._what} within {self._seconds:g} s"
             raise UpstreamFailed(Failure.TIMEOUT, state, detail, self._server) from None

@@ -165,7 +165,8 @@ class Wire(TrioStream):
             await trio.lowlevel.checkpoint()
             raise trio.BrokenResourceError("reset by the test")
         if self.stalled:
-            await trio.sleep_forever()
+            with trio.fail_at(self.deadline):
+                await trio.sleep_forever()
         await super().send_all(data)
 
     async def aclose(self) -> None:
