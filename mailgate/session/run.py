@@ -50,17 +50,18 @@ async def run_session(connection: Connection, listener: Listener, services: Serv
     try:
         try:
             stream.deadline = trio.current_time() + listener.login_timeout
-            await dialogue.greet()
-            signed_in = await before_login.sign_in()
+            try:
+                await dialogue.greet()
+                signed_in = await before_login.sign_in()
+            except trio.TooSlowError:
+                if stream.deadline > trio.current_time():
+                    # It was not the client who was.
+                    raise
+                # The limit shows where the client stopped, so that a scanner and a slow human differ in the log.
+                reason = "no_auth_attempts" if session.user is None else "auth_waiting_client"
+                await _last_words(dialogue, answers.LOGIN_TIMEOUT)
+                return End(Side.PROXY, reason)
             stream.deadline = math.inf
-        except trio.TooSlowError:
-            if stream.deadline > trio.current_time():
-                # It was not the client who was.
-                raise
-            # The limit shows where the client stopped, so that a scanner and a slow human differ in the log.
-            reason = "no_auth_attempts" if session.user is None else "auth_waiting_client"
-            await _last_words(dialogue, answers.LOGIN_TIMEOUT)
-            return End(Side.PROXY, reason)
         except SessionOver as over:
             return End(over.side, over.reason)
         finally:
