@@ -21,6 +21,9 @@ from mailgate import events
 from mailgate.model import Failure, Secret, Session
 
 _LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+_HARMLESS: Final = frozenset({int, float, bool, type(None)})
+"""Types of values that cannot hold anything of a client's or an upstream's words."""
+
 _SECRET_KEY = re.compile(r"pass|secret|token|credential|authorization", re.IGNORECASE)
 
 
@@ -29,7 +32,11 @@ def shown(value: bytes | None) -> str | None:
     if value is None:
         return None
     text = value.decode("utf-8", "backslashreplace")
-    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
+    return text if text.isprintable() else _printable(text)
+
+
+def _printable(text: str) -> str:
+    return text.encode("unicode_escape").decode("ascii")
 
 
 @functools.lru_cache(maxsize=256)
@@ -46,15 +53,23 @@ def redact(logger: WrappedLogger, method: str, entry: EventDict) -> EventDict:
     for key in _secret_keys(tuple(entry)):
         entry[key] = "Secret(…)"
     for key, value in entry.items():
-        if isinstance(value, str):
+        kind = type(value)
+        if kind is str:
+            # What an upstream said may be in a text; it must not move a terminal's cursor or begin a line.
             if not value.isprintable():
-                # What an upstream said may be in a text; it must not move a terminal's cursor or begin a line.
-                entry[key] = value.encode("unicode_escape").decode("ascii")
-        elif isinstance(value, bytes):
-            entry[key] = shown(value)
-        elif isinstance(value, Secret):
-            entry[key] = "Secret(…)"
+                entry[key] = _printable(value)
+        elif kind not in _HARMLESS:
+            entry[key] = _redacted(value)
     return entry
+
+
+def _redacted(value: object) -> object:
+    """Return what a line may show of a value that is neither plain text nor harmless."""
+    if isinstance(value, str):
+        return value if value.isprintable() else _printable(value)
+    if isinstance(value, bytes):
+        return shown(value)
+    return "Secret(…)" if isinstance(value, Secret) else value
 
 
 def without_gaps(logger: WrappedLogger, method: str, entry: EventDict) -> EventDict:

@@ -6,6 +6,7 @@ response or a continuation request may end in ``{5}`` and means nothing by it.
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 from typing import Final
@@ -16,6 +17,9 @@ from mailgate.wire.framing import LineBuffer
 RESPONSE_LIMIT: Final = 65_536
 """Bytes of one response before the login is accepted. Greetings, capabilities and ID responses are
 far shorter; an upstream that sends more is not one."""
+
+REMEMBERED_LINE: Final = 1024
+"""Bytes of a line whose meaning is remembered: a server greets and accepts in the same words at nearly every login."""
 
 STATUSES: Final = frozenset({"OK", "NO", "BAD", "BYE", "PREAUTH"})
 
@@ -77,6 +81,10 @@ class ResponseReceiver:
             line = self._buffer.line(self._limit - self._size)
             if line is None:
                 return None
+            if not self._parts:
+                response = _remembered(line) if len(line) <= REMEMBERED_LINE else _of_one_line(line)
+                if response is not None:
+                    return response
             self._keep(line)
             head = self._parts[0]
             match = _LITERAL.search(line)
@@ -92,6 +100,14 @@ class ResponseReceiver:
     def _keep(self, part: bytes) -> None:
         self._parts.append(part)
         self._size += len(part)
+
+
+def _of_one_line(line: bytes) -> Response | None:
+    """Return the response that a line is, None if it announces a literal. Raises RemoteProtocolError."""
+    return _read(line, line) if _LITERAL.search(line) is None or _is_status(line) else None
+
+
+_remembered = functools.lru_cache(maxsize=256)(_of_one_line)
 
 
 def _is_status(line: bytes) -> bool:
