@@ -311,11 +311,14 @@ class SocketStream:
         socket that may take until the caller's own time limit.
         """
         self._fd()
+        # What a client says first has often come with its connection, and to ask costs less than to wait.
+        waits = more_than > 0
         while True:
             try:
                 if more_than:
                     self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, more_than + 1)
-                await self._wait_readable()
+                if waits:
+                    await self._wait_readable()
                 data = self._sock.recv(size, socket.MSG_PEEK)
                 if not 0 < len(data) <= more_than or self._sock.family != socket.AF_UNIX:
                     return data
@@ -323,7 +326,7 @@ class SocketStream:
                 with trio.fail_at(self.deadline):
                     await trio.sleep(PEEK_SECONDS)
             except BlockingIOError:
-                continue
+                waits = True
             except OSError as error:
                 raise _failure(error) from error
             finally:

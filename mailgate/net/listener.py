@@ -113,9 +113,11 @@ def _advice(error: OSError, endpoint: Endpoint) -> str:
 
 def peer_of(sock: socket.socket) -> Peer:
     """Return the far end of an accepted connection, an IPv4 address always in its own form."""
-    if sock.family == socket.AF_UNIX:
+    name = sock.getpeername()
+    if not isinstance(name, tuple):
+        # Unix sockets have a path, or none.
         return Peer("unix", 0)
-    host, port = sock.getpeername()[:2]
+    host, port = name[:2]
     return Peer(host.partition("%")[0].removeprefix("::ffff:"), port)
 
 

@@ -180,7 +180,7 @@ class Dialer:
         address = server.address
         if address.path is not None:
             return [(socket.AF_UNIX, str(address.path))]
-        now = trio.current_time()
+        now = limit.began
         known = self._addresses.get(address.host)
         if known is None or known[0] < now:
             try:

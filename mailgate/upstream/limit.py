@@ -26,12 +26,13 @@ class StepLimit:
     The steps follow each other, so one deadline that is moved serves them all: that of the stream they are made on.
     """
 
-    __slots__ = ("_at", "_seconds", "_server", "_stream", "_what", "deadline")
+    __slots__ = ("_at", "_seconds", "_server", "_stream", "_what", "began", "deadline")
 
     def __init__(self, server: str, seconds: float) -> None:
         """Begin with the step of connecting."""
         self._server = server
-        self.deadline = trio.current_time() + seconds
+        self.began = trio.current_time()
+        self.deadline = self.began + seconds
         """When the step's time is over, for what waits for anything but the stream."""
         self._stream: SocketStream | None = None
         self._at: Progress | str = "connect/none"
@@ -44,10 +45,10 @@ class StepLimit:
         stream.deadline = self.deadline
         return stream
 
-    def begin(self, at: Progress | str, what: str, seconds: float, left: float | None = None) -> None:
-        """Begin a step of which ``what`` is expected within ``seconds``, of which ``left`` are left."""
+    def begin(self, at: Progress | str, what: str, seconds: float, until: float | None = None) -> None:
+        """Begin a step of which ``what`` is expected within ``seconds``, or ``until`` then."""
         self._at, self._what, self._seconds = at, what, seconds
-        self.deadline = trio.current_time() + (seconds if left is None else left)
+        self.deadline = trio.current_time() + seconds if until is None else until
         if self._stream is not None:
             self._stream.deadline = self.deadline
 

@@ -64,9 +64,10 @@ class Upstreams:
         """Take a login to one of the pool's servers; raises UpstreamFailed with the last one's failure."""
         pool = self._pools[route.pool]
         chooser = self._choosers[route.pool]
-        deadline = trio.current_time() + pool.login_timeout
+        began = trio.current_time()
+        deadline = began + pool.login_timeout
         last: UpstreamFailed | None = None
-        for server in chooser.order(pool.servers, trio.current_time()):
+        for server in chooser.order(pool.servers, began):
             if last is not None and trio.current_time() >= deadline:
                 break
             session.server = server.name
@@ -88,12 +89,11 @@ class Upstreams:
 
     async def _try(self, pool_name: str, server: Server, login: Login, session: Session, deadline: float) -> SignedIn:
         pool = self._pools[pool_name]
-        began = trio.current_time()
 
         async def sign_in(leg: UpstreamLeg, limit: StepLimit) -> SignedIn:
             now = trio.current_time()
-            self._emit(UpstreamConnected(session, pool_name, server.name, now - began))
-            limit.begin(leg, "answer", pool.login_timeout, max(0.0, deadline - now))
+            self._emit(UpstreamConnected(session, pool_name, server.name, now - limit.began))
+            limit.begin(leg, "answer", pool.login_timeout, deadline)
             signed_in = await leg.sign_in(login)
             leg.dialer.keep_session(leg.stream, server)
             return signed_in
