@@ -110,13 +110,13 @@ def run(
         for option, value in given.items():
             if value:
                 raise click.UsageError(f"{option} goes with --upstream; with a file, write it there.")
-        # The file is found once: a reload reads the same one, whatever the environment or the folder is then.
-        path = find_config(config)
-
-        def load() -> Config:
-            return _usable(load_config(path))
-
         with _signals_wait(), begun_again(lambda said: click.echo(f"mailgate: {said}", err=True)):
+            # The file is found once: a reload reads the same one, whatever the environment or the folder is then.
+            path = find_config(config)
+
+            def load() -> Config:
+                return _usable(load_config(path))
+
             raise SystemExit(_serve(load(), load))
     if config is not None and not _from_environment("config"):
         raise click.UsageError("Give either a configuration file or --upstream.")

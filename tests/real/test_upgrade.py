@@ -79,28 +79,31 @@ class Installed(House):
 
 
 @contextmanager
-def gateway(server: Dovecot, authority: Path, folder: Path, more: str = "") -> Iterator[Installed]:
+def gateway(
+    server: Dovecot, authority: Path, folder: Path, more: str = "", program: Path | None = None
+) -> Iterator[Installed]:
     ports = dict(zip(("imaps", "plain", "extra", "metrics"), free_ports(4), strict=True))
     text = configuration(server, authority, folder, ports, WORKERS)
     text = text.replace("drain = 5\n", f"drain = 5\n{more}\n") + "[limits]\nsessions_per_address = 1000\n"
     (folder / "mailgate.toml").write_text(text)
     code = folder / "code"
-    command = [sys.executable, "-m", "mailgate", "run", "mailgate.toml"]
+    command = [sys.executable, "-m", "mailgate"] if program is None else [str(program)]
+    command += ["run", "mailgate.toml"]
     house = Installed(None, folder, ports, text, None, code=code / "mailgate")  # type: ignore[arg-type]
     house.install_version("1.0")
-    program = house.program = Program(command, folder, "mailgate", {"PYTHONPATH": str(code)})
-    house.gateway = Gateway(program, folder, authority, {("imap", "implicit", "off"): ports["imaps"]}, ports["metrics"])
+    started = house.program = Program(command, folder, "mailgate", {"PYTHONPATH": str(code)})
+    house.gateway = Gateway(started, folder, authority, {("imap", "implicit", "off"): ports["imaps"]}, ports["metrics"])
     try:
-        program.wait_for([ports["imaps"], ports["plain"], ports["metrics"]])
+        started.wait_for([ports["imaps"], ports["plain"], ports["metrics"]])
         house.until(lambda: len(house.log("starting", debug=True)) == WORKERS)
         yield house
     finally:
         for client in house.clients:
             with suppress(OSError):
                 client.shutdown()
-        status = program.stop()
-    assert status == 0, program.output()
-    assert "Traceback" not in program.output()
+        status = started.stop()
+    assert status == 0, started.output()
+    assert "Traceback" not in started.output()
 
 
 def test_sessions_live_through_an_upgrade_and_all_the_rest_is_the_new_code(
@@ -324,3 +327,31 @@ def test_sigterm_ends_both_generations(server: Dovecot, authority: Path, user: U
         assert house.program.process.wait(PATIENCE) == 0
         assert not any(running(pid) for pid in workers)
         assert len(house.log("stopped")) == 1
+
+
+def test_a_link_that_was_switched_to_another_installation_is_followed(
+    server: Dovecot, authority: Path, user: User, tmp_path: Path
+) -> None:
+    for version in ("1", "2"):
+        home = tmp_path / f"mailgate-{version}"
+        home.joinpath("bin").mkdir(parents=True)
+        shutil.copytree(SOURCE, home / "lib" / "mailgate", ignore=shutil.ignore_patterns("__pycache__"))
+        init = home / "lib" / "mailgate" / "__init__.py"
+        init.write_text(init.read_text().replace(package.__version__, f"{version}.0"))
+        # As pip writes it, but for the path, which an environment's interpreter finds by itself.
+        script = home / "bin" / "mailgate"
+        script.write_text(
+            f"#!{sys.executable}\nimport sys\nsys.path.insert(0, '{home}/lib')\n"
+            "from mailgate.cli import main\nsys.exit(main())\n"
+        )
+        script.chmod(0o755)
+    link = tmp_path / "mailgate"
+    link.symlink_to("mailgate-1")
+    with gateway(server, authority, tmp_path, program=link / "bin" / "mailgate") as house:
+        idle = house.idle(user)
+        link.with_name("next").symlink_to("mailgate-2")
+        link.with_name("next").replace(link)
+        answer = house.upgrade()
+        assert answer.stdout.startswith("mailgate 2.0 serves; it was 1.0 before.\n")
+        assert house.log("the new code is tried")[0]["command"] == f"{link}/bin/mailgate run mailgate.toml"
+        assert house.wake(idle).startswith(b"i OK")
