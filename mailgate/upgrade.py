@@ -14,7 +14,6 @@ import os
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -181,7 +180,8 @@ class Upgrades:
     def _begin_trial(self) -> Trial:
         handed = handover(self._supervisor, trial=True)
         memory = handed.write()
-        output, errors = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115
+        # In memory, since a service need not have a folder that it may write to.
+        output, errors = (os.fdopen(os.memfd_create("mailgate-trial", os.MFD_CLOEXEC), "w+b") for _ in range(2))
         try:
             process = subprocess.Popen(  # noqa: S603
                 command(),
