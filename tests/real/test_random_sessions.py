@@ -28,7 +28,9 @@ SESSIONS = 1_000 if FULL else 20
 # What differs between two mailboxes, and between two moments.
 DIFFERS = re.compile(
     rb" ?\(\d+\.\d+ \+ [^)]*secs\)|UIDVALIDITY \d+|APPENDUID \d+|COPYUID \d+|MODSEQ \(?\d+\)?"
-    rb"| \\(?:Un)?Marked|(?<=^\d [0-9a-f]{8})[0-9a-f]{8}|(?<=^\d\d [0-9a-f]{8})[0-9a-f]{8}",
+    rb"| \\(?:Un)?Marked|(?<=^\d [0-9a-f]{8})[0-9a-f]{8}|(?<=^\d\d [0-9a-f]{8})[0-9a-f]{8}"
+    # A unique-id ends with the mailbox's UIDVALIDITY: the second in which it was made.
+    rb"|(?<=^\+OK \d [0-9a-f]{8})[0-9a-f]{8}",
     re.MULTILINE,
 )
 
