@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import secrets
+import os
 
 import trio
 
@@ -89,7 +89,7 @@ class Reception:
     async def serve(self, generation: Generation, listener: Listener, stream: SocketStream, peer: Peer) -> None:
         """Serve one connection from its acceptance to its end, as one of a generation's."""
         state = State.HANDSHAKE if listener.tls == "implicit" else State.LOGIN
-        session = Session(secrets.token_hex(8), listener.protocol, listener.name, peer, trio.current_time(), state)
+        session = Session(os.urandom(8).hex(), listener.protocol, listener.name, peer, trio.current_time(), state)
         admission = generation.gate.admit(session.id, peer.address, session.started)
         if isinstance(admission.verdict, Deny):
             self._emit(events.LimitStruck(session, admission.verdict.rule, "deny"))

@@ -223,7 +223,8 @@ class SocketStream:
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """See :class:`ByteStream`."""
-        if not len(data):
+        size = len(data)
+        if not size:
             return
         if self._quick_writes >= ROUNDS:
             self._quick_writes = 0
@@ -232,7 +233,7 @@ class SocketStream:
             await trio.lowlevel.checkpoint()
         view = memoryview(data)
         sent = self._write(view)
-        if sent == len(view):
+        if sent == size:
             self._quick_writes += 1
             return
         # Others may read into the buffer behind ``data`` as soon as this task waits.
@@ -394,6 +395,8 @@ class SocketStream:
 
     async def aclose(self) -> None:
         """See :class:`ByteStream`; a cancellation comes through after the socket was closed."""
+        if self._sock is _NO_SOCKET:
+            return
         try:
             if isinstance(self._sock, ssl.SSLSocket) and self.tls is not None and self._sock.fileno() >= 0:
                 with contextlib.suppress(OSError, ValueError):
@@ -410,6 +413,8 @@ class SocketStream:
 
     def abort(self) -> None:
         """Close at once, without a word to a TLS peer; does nothing the second time."""
+        if self._sock is _NO_SOCKET:
+            return
         fd = self._sock.fileno()
         self.deadline = math.inf
         if fd >= 0:

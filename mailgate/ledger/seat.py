@@ -255,9 +255,12 @@ class Seat:
 
     def pause(self) -> float:
         """Return for how many seconds to leave a connection that waits to other workers; 0 is to take it."""
-        now = self._clock()
         slots = self._slots
         totals = self._ledger.totals[: 2 * slots].tolist()
+        if sum(totals[:slots]) <= 1:
+            # At most one worker serves: there is nobody to leave anything to.
+            return 0.0
+        now = self._clock()
         rates = self._ledger.rates.tolist()
         loads = [
             totals[slots + slot] + decayed(rates[2 * slot], now - rates[2 * slot + 1]) if totals[slot] else None
