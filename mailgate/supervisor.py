@@ -15,7 +15,6 @@ import pickle
 import select
 import signal
 import socket
-import sys
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -45,6 +44,7 @@ from mailgate.heritage import (
 from mailgate.inherited import Inherited
 from mailgate.net.listener import ListenError
 from mailgate.net.tls import ServerTls
+from mailgate.observe.log import flush
 from mailgate.observe.metrics import SupervisorMetrics
 from mailgate.service import Service
 from mailgate.upgrade import Upgrades, shared, too_many
@@ -390,8 +390,7 @@ class Supervisor:
         # The child must not write a signal of its own into the socket that wakes this process.
         signal.pthread_sigmask(signal.SIG_BLOCK, _HEARD)
         try:
-            sys.stdout.flush()
-            sys.stderr.flush()
+            flush()
             pid = os.fork()
             if not pid:
                 ours.close()
@@ -435,8 +434,7 @@ class Supervisor:
             logger.error("a worker met an error of mailgate's own", exc_info=error)
         finally:
             with contextlib.suppress(Exception):
-                sys.stdout.flush()
-                sys.stderr.flush()
+                flush()
             # What the parent would do at its end is not for this process to do.
             os._exit(status)
 

@@ -6,6 +6,7 @@ are bytes that a client chose: they are shown escaped, so that they cannot forge
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import logging
@@ -96,6 +97,43 @@ def explained(logger: WrappedLogger, method: str, entry: EventDict) -> EventDict
 _as_json = json.JSONEncoder(default=repr).encode
 
 
+class _Lines:
+    """Writes lines to a stream; one that cannot be written is dropped.
+
+    Mail must go on where a disk is full or the program that read the log has ended. As soon as lines can be written
+    again, one says how many could not be.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._dropped = 0
+
+    def msg(self, line: str) -> None:
+        """Write one line."""
+        try:
+            # In one write: a line's text and its end must not be torn apart, and each write is a system call.
+            self._stream.write(line + "\n")
+            self._stream.flush()
+        except OSError:
+            self._dropped += 1
+            return
+        if self._dropped:
+            dropped, self._dropped = self._dropped, 0
+            structlog.get_logger().error("lines of the log could not be written", lines=dropped)
+
+    debug = info = warning = error = critical = exception = log = msg
+
+
+def flush() -> None:
+    """Write what is left in the buffers of standard output and error, before a fork or an exec would lose or double it.
+
+    What cannot be written is no reason not to go on.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
+
+
 def configure(
     form: Literal["json", "text"] | None, level: str, stream: TextIO | None = None
 ) -> structlog.stdlib.BoundLogger:
@@ -116,8 +154,7 @@ def configure(
     structlog.configure(
         processors=for_people if text else for_programs,
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
-        # In one write: a line's text and its end must not be torn apart, and each write is a system call.
-        logger_factory=structlog.WriteLoggerFactory(stream),
+        logger_factory=functools.partial(_Lines, stream),
         cache_logger_on_first_use=False,
     )
     logging.basicConfig(stream=stream, level=logging.WARNING, format="%(name)s: %(message)s", force=True)

@@ -155,8 +155,10 @@ def execute(arguments: Sequence[str], descriptors: Sequence[int], environment: d
     try:
         for descriptor in descriptors:
             os.set_inheritable(descriptor, True)
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            # A full disk under the log is no reason to refuse.
+            with contextlib.suppress(OSError):
+                stream.flush()
         os.execve(arguments[0], list(arguments), environment)  # noqa: S606
     finally:
         for descriptor in descriptors:
@@ -179,7 +181,8 @@ def begun_again(say: Callable[[str], None], sleep: Callable[[float], None] = tim
             raise error from None
         if handed is None or handed.trial:
             raise
-        say(f"the new code cannot begin, the earlier workers go on serving; trying again: {error}")
+        with contextlib.suppress(OSError):
+            say(f"the new code cannot begin, the earlier workers go on serving; trying again: {error}")
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT})
         sleep(AGAIN_SECONDS)
         # The descriptors are inheritable still: nobody has taken them.

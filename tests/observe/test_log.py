@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import logging
@@ -11,7 +12,7 @@ import pytest
 
 from mailgate import events
 from mailgate.model import Failure, Mechanism, Peer, Protocol, Secret, Session, Side, State, TlsInfo
-from mailgate.observe.log import SessionLog, configure, shown
+from mailgate.observe.log import SessionLog, configure, flush, shown
 from tests.support.gateway import logging_as_before  # noqa: F401
 
 
@@ -258,3 +259,35 @@ def test_libraries_speak_there_too() -> None:
 def test_standard_error_is_the_default(capsys: pytest.CaptureFixture[str]) -> None:
     configure("json", "info").info("hello")
     assert json.loads(capsys.readouterr().err)["event"] == "hello"
+
+
+class FullDisk(io.StringIO):
+    """A stream that takes nothing while it is ``full``."""
+
+    full = True
+
+    def flush(self) -> None:
+        if self.full:
+            self.seek(0)
+            self.truncate()
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_log_that_cannot_be_written_stops_nothing_and_says_so_later() -> None:
+    stream = FullDisk()
+    logger = configure("json", "info", stream)
+    logger.info("one")
+    logger.bind(worker=1).info("two")
+    assert stream.getvalue() == ""
+    stream.full = False
+    logger.info("three")
+    logger.info("four")
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [line["event"] for line in lines] == ["three", "lines of the log could not be written", "four"]
+    assert (lines[1]["level"], lines[1]["lines"]) == ("error", 2)
+
+
+def test_what_is_left_in_buffers_and_cannot_be_written_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdout", FullDisk())
+    monkeypatch.setattr("sys.stderr", FullDisk())
+    flush()
