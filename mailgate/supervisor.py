@@ -123,6 +123,9 @@ class Supervisor:
         self.doors = Doors()
         self._made = _Made(config, Upstreams(config, self._ear))
         self._wakeup, self._waker = socket.socketpair()
+        self._wakeup.setblocking(False)
+        self._waker.setblocking(False)
+        self._came: deque[int] = deque()
         self.questions = Questions(handed.questions if handed is not None else 0)
         self._apply: Apply | None = None
         self._wanted: deque[list[tuple[Worker, int]]] = deque()
@@ -220,8 +223,6 @@ class Supervisor:
     @contextlib.contextmanager
     def _hearing(self) -> Iterator[None]:
         """Have signals wake the loop instead of ending the process."""
-        self._wakeup.setblocking(False)
-        self._waker.setblocking(False)
         before = {number: signal.signal(number, self._on_signal) for number in _HEARD}
         fd = signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
         try:
@@ -234,7 +235,8 @@ class Supervisor:
                 signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        # The wakeup socket has it already; only what takes long must be broken off.
+        # The wakeup socket only wakes: it is full when hundreds come while something takes long, and none may be lost.
+        self._came.append(number)
         if self._loading and number in _STOPS:
             raise _Interrupted
 
@@ -257,7 +259,10 @@ class Supervisor:
         self._keep_time()
         if not self.stopping:
             if self._apply is None and self._wanted:
-                self._reload(self._wanted.popleft())
+                # The file is read behind all that asked for it, so that once is enough.
+                wanted = [one for some in self._wanted for one in some]
+                self._wanted.clear()
+                self._reload(wanted)
             self._keep_number()
             self._upgrades.turn()
         self._service.turn()
@@ -304,7 +309,11 @@ class Supervisor:
             self._look_at_files = now + tls.settings.reload_interval
 
     def _signalled(self) -> None:
-        for number in self._wakeup.recv(4096):
+        with contextlib.suppress(BlockingIOError):
+            while self._wakeup.recv(4096):
+                continue
+        while self._came:
+            number = self._came.popleft()
             if number == signal.SIGCHLD:
                 self._reap()
             elif number == signal.SIGHUP:

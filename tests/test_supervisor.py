@@ -325,6 +325,35 @@ def test_a_stop_breaks_off_a_configuration_that_takes_long(house: House) -> None
     assert one.state == "ending"
 
 
+def test_no_signal_is_lost_behind_hundreds_of_others(house: House) -> None:
+    with house.supervisor._hearing():
+        for _ in range(1000):
+            signal.raise_signal(signal.SIGHUP)
+        signal.raise_signal(signal.SIGTERM)
+        house.supervisor._signalled()
+    assert house.supervisor.stopping
+
+
+def test_reloads_that_are_asked_for_meanwhile_are_done_as_one(house: House) -> None:
+    (one, to_one), (two, _) = house.worker(0), house.worker(1)
+    with house.supervisor._hearing():
+        for _ in range(200):
+            signal.raise_signal(signal.SIGHUP)
+        to_one.put({"word": "reload", "number": 3})
+        to_one.put({"word": "reload", "number": 4})
+        house.supervisor._hear(one)
+        house.supervisor._turn()
+        house.supervisor._applied(one, "")
+        house.supervisor._applied(two, "")
+        house.supervisor._keep_time()
+    assert [(answer["number"], answer["changed"]) for answer in said(to_one) if answer["word"] == "done"] == [
+        (3, []),
+        (4, []),
+    ]
+    assert len(house.logged("configuration reloaded")) == 1
+    assert house.supervisor.quiet
+
+
 # ---------------------------------------------------------------- the end
 
 

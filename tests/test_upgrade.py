@@ -233,6 +233,7 @@ def test_the_oldest_workers_make_room_where_there_are_too_many(house: Upgrading)
 def test_a_signal_that_came_before_is_obeyed_first(house: Upgrading) -> None:
     house.upgrades.want()
     house.supervisor._waker.send(bytes([signal.SIGTERM]))
+    house.supervisor._on_signal(signal.SIGTERM, None)
     house.turns("the new code is tried")
     deadline = time.monotonic() + 1
     while time.monotonic() < deadline:
