@@ -358,6 +358,8 @@ class SocketStream:
                 server_hostname=server_hostname,
                 session=session,
             )
+            # Every socket would keep a copy of the name, which is OpenSSL's by now.
+            wrapped.server_hostname = server_hostname
             await self._handshake(wrapped)
         except (ssl.SSLEOFError, ssl.SSLZeroReturnError) as error:
             raise trio.BrokenResourceError("the peer went during the TLS handshake") from error

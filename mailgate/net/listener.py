@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import socket
 import stat
@@ -117,8 +118,13 @@ def peer_of(sock: socket.socket) -> Peer:
     if not isinstance(name, tuple):
         # Unix sockets have a path, or none.
         return Peer("unix", 0)
-    host, port = name[:2]
-    return Peer(host.partition("%")[0].removeprefix("::ffff:"), port)
+    return Peer(_address(name[0]), name[1])
+
+
+@functools.lru_cache(maxsize=4096)
+def _address(host: str) -> str:
+    """Return an address as it is shown, one object for all connections of a client that has many."""
+    return host.partition("%")[0].removeprefix("::ffff:")
 
 
 async def serve(
