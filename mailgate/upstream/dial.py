@@ -163,12 +163,17 @@ class Dialer:
         """Try the server's addresses in the resolver's order; raises UpstreamFailed if none answers."""
         errors: list[str] = []
         for family, address in await self._resolve(server, limit):
-            stream = limit.watch(SocketStream(socket.socket(family, socket.SOCK_STREAM)))
+            try:
+                # A gateway without a descriptor left reaches nobody; that must end neither the probe nor its worker.
+                stream = limit.watch(SocketStream(socket.socket(family, socket.SOCK_STREAM)))
+            except OSError as error:
+                errors.append(_words(error))
+                continue
             try:
                 await stream.connect(address)
             except OSError as error:
                 stream.abort()
-                errors.append(os.strerror(error.errno) if error.errno else str(error))
+                errors.append(_words(error))
             except BaseException:
                 stream.abort()
                 raise
@@ -186,13 +191,18 @@ class Dialer:
             try:
                 with trio.fail_at(limit.deadline):
                     found = await trio.socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
-            except OSError as error:
-                raise UpstreamFailed(
-                    Failure.CONNECT, "dns/none", f"{address.host}: {error.strerror}", server.name
-                ) from error
+            except (OSError, RuntimeError) as error:
+                # RuntimeError is what Python raises when the system has no thread left to ask in.
+                reason = getattr(error, "strerror", None) or error
+                raise UpstreamFailed(Failure.CONNECT, "dns/none", f"{address.host}: {reason}", server.name) from error
             known = (
                 now + ADDRESS_SECONDS,
                 [(family, str(sockaddr[0])) for family, _, _, _, sockaddr in found],
             )
             self._addresses[address.host] = known
         return [(family, (ip, address.port)) for family, ip in known[1]]
+
+
+def _words(error: OSError) -> str:
+    """Return an error in the system's words, without the address that Python adds."""
+    return os.strerror(error.errno) if error.errno else str(error)

@@ -73,6 +73,33 @@ async def test_a_name_that_cannot_be_found(monkeypatch: pytest.MonkeyPatch) -> N
     assert failed.detail == "mail.invalid: Name or service not known"
 
 
+async def test_without_a_descriptor_left_nobody_is_reached(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    client, failures = Client.of(a_pool("unix:/somewhere/imap")), list[UpstreamFailed | None]()
+    monkeypatch.setattr(socket, "socket", full)
+    failed = await failure_of(client)
+    assert (failed.failure, failed.state, failed.detail) == (Failure.CONNECT, "connect/none", "Too many open files")
+    # The probe says so and goes on: it would end its worker, and with that all sessions.
+    with trio.move_on_after(1):
+        await client.upstreams.probe(lambda pool, server, failed: failures.append(failed))
+    assert [str(one.detail) for one in failures if one is not None] == ["Too many open files"]
+
+
+async def test_without_a_thread_left_no_name_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def nothing(*_: object, **__: object) -> None:
+        await trio.lowlevel.checkpoint()
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(trio.socket, "getaddrinfo", nothing)
+    failed = await failure_of(Client.of(a_pool("mail.invalid:143", allow_plaintext_auth=True)))
+    assert (failed.failure, failed.state) == (Failure.CONNECT, "dns/none")
+    assert failed.detail == "mail.invalid: can't start new thread"
+
+
 async def test_every_address_of_a_name_is_tried_and_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
