@@ -8,14 +8,11 @@ in force.
 
 from __future__ import annotations
 
-import base64
 import logging
-import math
 import os
-import pickle
 import signal
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -23,21 +20,22 @@ from datetime import datetime
 import trio
 
 import mailgate
-from mailgate import events
+from mailgate import events, notices
 from mailgate.administration import Administration
 from mailgate.config import Config, Log
 from mailgate.config.changes import changes
-from mailgate.doors import Door, Doors, Opener, Place, Plan, open_place, told
+from mailgate.doors import Door, Doors, Opener, Plan, open_place, told
 from mailgate.drain import drain, thin_out
-from mailgate.errors import ConfigError, ConfigProblem, MailgateError, UpstreamFailed
+from mailgate.errors import ConfigError, MailgateError, UpstreamFailed
 from mailgate.generation import Generation, Lasting
-from mailgate.heritage import LEAVE, Heritage, Load, Logger, Relog, allow_files, refusing, warn_of_expiry
+from mailgate.heritage import LEAVE, Heritage, Load, Logger, Relog, allow_files, refusing
 from mailgate.ledger import Seat
 from mailgate.model import Peer, Protocol, Session, State
-from mailgate.net.listener import ListenError, serve, take_waiting
+from mailgate.net.listener import serve, take_waiting
 from mailgate.observe import log
 from mailgate.observe.metrics import Metrics
 from mailgate.observe.trace import Tracer
+from mailgate.orders import Orders
 from mailgate.policy import answers
 from mailgate.reception import Reception
 from mailgate.session.engine import Engine
@@ -47,9 +45,8 @@ from mailgate.supervisor import Supervisor
 from mailgate.upgrade import rehearse
 from mailgate.upstream.pool import Upstreams
 from mailgate.web import admin, http
-from mailgate.workers.bus import AloneBus, WorkerBus
+from mailgate.workers.bus import AloneBus, Bus, WorkerBus
 from mailgate.workers.handover import received
-from mailgate.workers.packets import Message
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,17 +78,17 @@ class Gateway:
     ) -> None:
         self.log = logger
         self._heritage = heritage
-        self._bus = (
-            AloneBus(self._answer_failed)
-            if heritage is None
-            else WorkerBus(heritage.channel, heritage.slot, self._answer_failed)
-        )
+        bus: Bus
+        if heritage is None:
+            bus, self._orders = AloneBus(self._answer_failed), None
+        else:
+            bus = WorkerBus(heritage.channel, heritage.slot, self._answer_failed)
+            self._orders = Orders(self, bus)
         self._load = load
         self._relog = relog
         self._reloading = trio.Lock()
         self._stopping = False
         self._leaving = False
-        self._leave_within = math.inf
         self._protocols: dict[str, Protocol] = {}
         self.sessions: dict[str, Session] = {}
         shared = () if heritage is None else (heritage.cells, heritage.slot)
@@ -104,8 +101,8 @@ class Gateway:
         self.reception = Reception(self.emit, self.sessions)
         self.watch = Watch()
         self.doors = Doors()
-        self._administration = Administration(
-            self._bus,
+        self.administration = Administration(
+            bus,
             heritage.slot if heritage is not None else 0,
             self.reception,
             self.watch,
@@ -163,14 +160,14 @@ class Gateway:
                                 self._seat.serving(True)
                             self._tell_warnings()
                             task_status.started([door.socket for door in plan.opened if door.place.kind == "mail"])
-                            if isinstance(self._bus, WorkerBus):
-                                services.start_soon(self._obey, self._bus)
+                            if self._orders is not None:
+                                services.start_soon(self._orders.obey)
                             await self._until_stopped(signals)
                             if self._seat is not None:
                                 self._seat.serving(False)
                             listeners.cancel_scope.cancel()
-                        if self._leaving:
-                            await self._until_empty(signals)
+                        if self._leaving and self._orders is not None:
+                            await self._until_empty(signals, self._orders)
                         await self._drain_unless_hurried(signals)
                         sessions.cancel_scope.cancel()
                     services.cancel_scope.cancel()
@@ -187,10 +184,8 @@ class Gateway:
     @contextmanager
     def _signals(self) -> Iterator[AsyncIterator[int]]:
         """Return the signals that this worker is to obey; the supervisor hands on those of its workers."""
-        if self._heritage is not None:
-            # Orders are few, and none may wait for another to be obeyed.
-            self._hand_on, handed_on = trio.open_memory_channel[int](100)
-            with self._hand_on, handed_on:
+        if self._orders is not None:
+            with self._orders.signals() as handed_on:
                 yield handed_on
             return
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
@@ -230,7 +225,7 @@ class Gateway:
                         app = http.metrics_app(self.metrics.scrape, self._not_ready)
                         await http.serve_http(app, door.socket, door.gone)
                     case "admin":
-                        app = admin.admin_app(self._administration)
+                        app = admin.admin_app(self.administration)
                         await http.serve_http(app, door.socket, door.gone)
         finally:
             if door.place.kind == "mail":
@@ -273,7 +268,7 @@ class Gateway:
                 # A stop must not wait for a configuration to be read.
                 self._house.services.start_soon(self._reload_quietly)
 
-    async def _until_empty(self, signals: AsyncIterator[int]) -> None:
+    async def _until_empty(self, signals: AsyncIterator[int], orders: Orders) -> None:
         """Let all sessions go on to their end, for as long as they may, or until this worker is told to stop."""
         for door in self.doors.open:
             door.gone.set()
@@ -285,7 +280,7 @@ class Gateway:
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(stop, nursery.cancel_scope)
-            await thin_out(self.sessions, self.watch, self._leave_within)
+            await thin_out(self.sessions, self.watch, orders.leave_within)
             nursery.cancel_scope.cancel()
 
     async def _drain_unless_hurried(self, signals: AsyncIterator[int]) -> None:
@@ -320,39 +315,33 @@ class Gateway:
         Raises ConfigError with everything that is wrong with it, and then nothing has changed; MailgateError
         when there is nothing to read or the gateway stops.
         """
-        if isinstance(self._bus, WorkerBus):
-            return _reload_answer(await self._bus.want("reload"))
+        if self._orders is not None:
+            return await self._orders.reload()
         if self._load is None:
             raise MailgateError("the gateway was started without a configuration file")
         async with self._reloading:
             try:
                 changed = await self._reload(self._load)
             except ConfigError as error:
-                self.metrics.reloads.inc("refused")
-                for problem in error.problems:
-                    self.log.error("reload refused, the old configuration stays in force", problem=str(problem))
+                notices.refused(error, self.metrics, self.log)
                 raise
-            self.metrics.reloads.inc("ok")
-            self.log.info("configuration reloaded", changed=changed)
+            notices.reloaded(changed, self.metrics, self.log)
             self._tell_warnings()
             return {"changed": changed, "warnings": list(self.config.warnings)}
 
     async def upgrade(self) -> dict[str, object]:
         """Have new code take over from the supervisor; return its version. Raises MailgateError."""
-        if not isinstance(self._bus, WorkerBus):
+        if self._orders is None:
             raise MailgateError("only a gateway with a supervisor can be upgraded in place")
-        answer = await self._bus.want("upgrade")
-        if "error" in answer:
-            raise MailgateError(str(answer["error"]))
-        return {key: answer[key] for key in ("version", "before", "leaving")}
+        return await self._orders.upgrade()
 
     async def _reload(self, load: Load) -> list[str]:
         """Make everything that may fail, then put it into force."""
         with refusing("file", self.log):
             config = await trio.to_thread.run_sync(load, abandon_on_cancel=True)
-        return await self._adopt(config, open_place)
+        return await self.adopt(config, open_place)
 
-    async def _adopt(self, config: Config, opener: Opener) -> list[str]:
+    async def adopt(self, config: Config, opener: Opener) -> list[str]:
         """Put a configuration into force; raises ConfigError or MailgateError, and then nothing has changed."""
         with refusing("pool", self.log):
             upstreams = await trio.to_thread.run_sync(Upstreams, config, self._tell_of_upstream)
@@ -385,76 +374,20 @@ class Gateway:
         self._enter(generation, plan)
         return changed
 
-    # ---------------------------------------------------------------- as one of a supervisor's
-
-    async def _obey(self, bus: WorkerBus) -> None:
-        """Do what the supervisor says until it is gone; then drain and end, since nobody would replace this worker."""
-        bus.orders |= {"signal": self._take_signal, "apply": self._apply}
-        async with trio.open_nursery() as nursery:
-            await nursery.start(bus.run)
-            bus.tell("ready")
-            nursery.start_soon(self._administration.catch_up)
-        self.log.error("the supervisor is gone, this worker ends too", sessions=len(self.sessions))
-        # Another gateway may be started at once, and needs every address.
-        for door in self.doors.open:
-            door.gone.set()
-        await self._hand_on.send(signal.SIGTERM)
-
-    async def _take_signal(self, order: Message, descriptors: Sequence[int]) -> None:
-        self._leave_within = float(order.get("seconds", math.inf))
-        await self._hand_on.send(int(order["number"]))
-
-    async def _apply(self, order: Message, descriptors: Sequence[int]) -> None:
-        """Put a configuration into force that the supervisor has accepted; its sockets come with it."""
-        sockets = [socket.socket(fileno=descriptor) for descriptor in descriptors]
-        handed = {(kind, endpoint): sock for (kind, endpoint), sock in zip(order["doors"], sockets, strict=True)}
-
-        def take(place: Place) -> socket.socket:
-            sock = handed.pop((place.kind, str(place.endpoint)), None)
-            if sock is None:
-                raise ListenError(f"{place.endpoint} was not handed over")
-            sock.setblocking(False)
-            return sock
-
-        error = ""
-        async with self._reloading:
-            try:
-                # Only the supervisor, which is this same program, has the other end of this connection.
-                config: Config = pickle.loads(base64.b64decode(order["config"]))  # noqa: S301
-                self.log.debug("configuration reloaded", changed=await self._adopt(config, take))
-            except MailgateError as failed:
-                error = str(failed)
-        for sock in handed.values():
-            sock.close()
-        if isinstance(self._bus, WorkerBus):
-            self._bus.tell("applied", error=error)
-
     # ---------------------------------------------------------------- telling
 
     def _tell_warnings(self) -> None:
-        if self._heritage is not None:
-            return
-        for warning in self.config.warnings:
-            self.log.warning("configuration", warning=warning)
-        self._warn_of_expiry()
+        # The supervisor warns for all of its workers.
+        if self._heritage is None:
+            notices.warn(self.config, self.current.tls, self.log)
 
     def _expiry(self) -> dict[str, datetime]:
         return self.current.tls.expiry() if self.current.tls is not None else {}
 
-    def _warn_of_expiry(self) -> None:
-        if self.current.tls is not None:
-            warn_of_expiry(self.current.tls, self.log)
-
     def _reloaded(self, problems: list[str]) -> None:
-        if self._heritage is not None:
-            # The supervisor looks at the same files, and tells of them once for all workers.
-            return
-        for problem in problems:
-            self.metrics.reload_failures.inc()
-            self.log.error("a replaced certificate is unusable, the old one stays in force", problem=problem)
-        if not problems:
-            self.log.info("certificates are up to date")
-        self._warn_of_expiry()
+        # The supervisor looks at the same files, and tells of them once for all workers.
+        if self._heritage is None:
+            notices.certificates_read(problems, self.current.tls, self.metrics, self.log)
 
     def _tell_of_upstream(self, event: events.Event) -> None:
         self.emit(event)
@@ -485,16 +418,6 @@ class Gateway:
         if len(unreachable) == len(self.config.pool):
             return [f"pool {name}: no server can be reached" for name in unreachable]
         return []
-
-
-def _reload_answer(answer: Message) -> dict[str, object]:
-    """Return what the supervisor says of a reload; raises ConfigError or MailgateError where it refuses."""
-    match answer:
-        case {"problems": list() as problems}:
-            raise ConfigError([ConfigProblem(*problem) for problem in problems])
-        case {"error": str() as error}:
-            raise MailgateError(error)
-    return {"changed": answer["changed"], "warnings": answer["warnings"]}
 
 
 def main(config: Config, load: Load | None = None) -> int:

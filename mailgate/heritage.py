@@ -7,7 +7,6 @@ import resource
 import signal
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from typing import Final
 
 import structlog
@@ -27,9 +26,6 @@ LEAVE: Final = signal.SIGQUIT
 
 SPARE_FILES: Final = 200
 """Open files beside the two sockets of each session: listeners, probes, scrapes, traces, the interpreter's own."""
-
-EXPIRY_WARNING: Final = timedelta(days=14)
-"""How early the log warns of a certificate's end; automatic renewal happens weeks before that."""
 
 Load = Callable[[], Config]
 """Reads the configuration again; raises ConfigError with everything that is wrong."""
@@ -89,13 +85,6 @@ def refusing(path: str, logger: Logger) -> Iterator[None]:
         logger.error("reload failed", exc_info=error)
         problem = ConfigProblem(path, "", "met an error of mailgate's own; its traceback is in the log")
         raise ConfigError([problem]) from error
-
-
-def warn_of_expiry(tls: ServerTls, logger: Logger) -> None:
-    """Warn of certificates that end soon."""
-    for path, end in tls.expiry().items():
-        if end - datetime.now(UTC) < EXPIRY_WARNING:
-            logger.warning("a certificate ends soon", path=path, not_after=end.isoformat())
 
 
 def allow_files(sessions: int, logger: Logger, workers: Collection[int] = ()) -> None:

@@ -7,25 +7,21 @@ it does beside waiting is short, except for a reload, which a signal to stop bre
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import math
 import os
-import pickle
 import select
 import signal
 import socket
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, Final
 
 import mailgate
 from mailgate.config import Config
-from mailgate.config.changes import changes
-from mailgate.doors import Door, Doors, Plan, told
+from mailgate.doors import Door, Doors, Plan
 from mailgate.errors import ConfigError, MailgateError
 from mailgate.garbage import spare_what_lasts
 from mailgate.generation import server_tls
@@ -38,14 +34,12 @@ from mailgate.heritage import (
     Relog,
     Work,
     allow_files,
-    refusing,
-    warn_of_expiry,
 )
 from mailgate.inherited import Inherited
 from mailgate.net.listener import ListenError
-from mailgate.net.tls import ServerTls
 from mailgate.observe.log import flush
 from mailgate.observe.metrics import SupervisorMetrics
+from mailgate.reloading import Made, Reloads
 from mailgate.service import Service
 from mailgate.upgrade import Upgrades, shared, too_many
 from mailgate.upstream.pool import Upstreams
@@ -59,44 +53,14 @@ SLOTS: Final = 16
 """Workers that there can be at once, those included that only let their last sessions end; three times as many as
 are asked for at the start where that is more. What they share has a place for each."""
 
-APPLY_SECONDS: Final = 120.0
-"""How long workers have to put a configuration into force: thousands of certificates are opened one by one."""
-
 LATE_SECONDS: Final = 10.0
 """How long behind the drain's limit a worker may take to end before it is killed."""
 
 FORK_SECONDS: Final = 1.0
 """How long to wait when the system has no memory, process or descriptor left for another worker."""
 
-SERVING: Final = ("starting", "ready")
-"""The states of workers that accept connections, or soon will."""
-
 _HEARD: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2, signal.SIGCHLD)
 _STOPS: Final = (signal.SIGTERM, signal.SIGINT)
-
-
-@dataclass(slots=True)
-class Apply:
-    """A configuration that workers put into force: who wanted it, what changed, who has still to do it."""
-
-    wanted: list[tuple[Worker, int]]
-    changed: list[str]
-    waiting: set[Worker]
-    deadline: float
-
-
-class _Interrupted(BaseException):
-    """A signal to stop came while a configuration was read."""
-
-
-@dataclass(slots=True)
-class _Made:
-    """What was made of a configuration before it is put into force."""
-
-    config: Config
-    upstreams: Upstreams
-    plan: Plan = field(default_factory=Plan)
-    tls: ServerTls | None = None
 
 
 class Supervisor:
@@ -117,36 +81,33 @@ class Supervisor:
         self.log = logger
         self.workers: list[Worker] = []
         self.load = load
-        self._relog = relog
+        self.relog = relog
         self._work = work
-        self._ear = Ear()
+        self.ear = Ear()
         self.doors = Doors()
-        self._made = _Made(config, Upstreams(config, self._ear))
+        self.made = Made(config, Upstreams(config, self.ear))
         self._wakeup, self._waker = socket.socketpair()
         self._wakeup.setblocking(False)
         self._waker.setblocking(False)
         self._came: deque[int] = deque()
         self.questions = Questions(handed.questions if handed is not None else 0)
-        self._apply: Apply | None = None
-        self._wanted: deque[list[tuple[Worker, int]]] = deque()
         self._restarts = Restarts()
         self._not_before = 0.0
         self._started = False
         self.stopping = False
         self._stop_by = 0.0
-        self._loading = False
         self.slots = handed.slots if handed is not None else max(SLOTS, 3 * config.workers)
         self.cells, self.ledger = shared(self.slots, config.limits.sessions, handed)
         self.metrics = SupervisorMetrics(self.cells)
-        self._look_at_files = 0.0
         self._handed = handed
+        self._reloads = Reloads(self)
         self._upgrades = Upgrades(self, handed)
-        self._service = Service(self, os.environ)
+        self.service = Service(self, os.environ)
 
     @property
     def config(self) -> Config:
         """The configuration in force."""
-        return self._made.config
+        return self.made.config
 
     # ---------------------------------------------------------------- from start to end
 
@@ -157,8 +118,8 @@ class Supervisor:
             self._open()
             self._take_over()
             with self._hearing():
-                self._tell(self._made.plan)
-                self._made.plan = Plan()
+                self._reloads.tell(self.made.plan)
+                self.made.plan = Plan()
                 # One that ended while nobody was there to hear is told of by no signal.
                 self._reap()
                 self._keep_number()
@@ -171,7 +132,7 @@ class Supervisor:
 
     def _open(self) -> None:
         """Make everything that can fail before the first worker."""
-        made = self._made
+        made = self.made
         allow_files(made.config.limits.sessions, self.log)
         made.tls = server_tls(made.config, None)
         sockets = self._handed.sockets if self._handed is not None else ()
@@ -237,8 +198,8 @@ class Supervisor:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         # The wakeup socket only wakes: it is full when hundreds come while something takes long, and none may be lost.
         self._came.append(number)
-        if self._loading and number in _STOPS:
-            raise _Interrupted
+        if number in _STOPS:
+            self._reloads.break_off()
 
     def _turn(self) -> None:
         """Wait until something happens, and do it."""
@@ -258,31 +219,21 @@ class Supervisor:
                 self._hear(worker)
         self._keep_time()
         if not self.stopping:
-            if self._apply is None and self._wanted:
-                # The file is read behind all that asked for it, so that once is enough.
-                wanted = [one for some in self._wanted for one in some]
-                self._wanted.clear()
-                self._reload(wanted)
+            self._reloads.turn()
             self._keep_number()
             self._upgrades.turn()
-        self._service.turn()
+        self.service.turn()
 
     def _patience(self) -> float:
         """Return for how many milliseconds nothing has to be done by itself."""
         moments = [ask.deadline for ask in self.questions.open.values()]
-        if self._apply is not None:
-            moments.append(self._apply.deadline)
-        elif self._wanted:
-            return 0.0
         if self.stopping:
             moments.append(self._stop_by)
         else:
             if self._missing():
                 moments.append(self._not_before)
-            if self._made.tls is not None:
-                moments.append(self._look_at_files)
             moments.append(self._upgrades.due)
-        moments.append(self._service.due)
+        moments += [self._reloads.due, self.service.due]
         moments += [worker.leave_by for worker in self.workers]
         now = time.monotonic()
         left = min([*moments, now + 3600]) - now
@@ -292,9 +243,7 @@ class Supervisor:
         """Do what is due."""
         now = time.monotonic()
         self.questions.expire(now)
-        if self._apply is not None and now >= self._apply.deadline:
-            for worker in list(self._apply.waiting):
-                self._applied(worker, f"no answer within {APPLY_SECONDS:g} s")
+        self._reloads.expire(now)
         late = [worker for worker in self.workers if now >= worker.leave_by or (self.stopping and now >= self._stop_by)]
         for worker in late:
             self.log.error("a worker does not end", worker=worker.slot, pid=worker.pid)
@@ -302,11 +251,6 @@ class Supervisor:
             worker.leave_by = now + LATE_SECONDS
         if late and self.stopping:
             self._stop_by = now + LATE_SECONDS
-        tls = self._made.tls
-        if tls is not None and now >= self._look_at_files and not self.stopping:
-            if self._look_at_files:
-                tls.look(self._told_of_files)
-            self._look_at_files = now + tls.settings.reload_interval
 
     def _signalled(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -320,11 +264,10 @@ class Supervisor:
                 if self.stopping:
                     continue
                 if self.load is not None:
-                    self._wanted.append([])
+                    self._reloads.want()
                     continue
-                self._service.reloading()
-                if self._made.tls is not None:
-                    self._told_of_files(self._made.tls.reload())
+                self.service.reloading()
+                self._reloads.read_certificates()
                 self._say("signal", number=number)
             elif number == signal.SIGUSR2:
                 self._upgrades.want()
@@ -339,9 +282,9 @@ class Supervisor:
             self.log.info("stopping", signal=signal.Signals(number).name, workers=len(self.workers))
             # From here on connections are refused, instead of waiting in a queue that nobody serves any more.
             self.doors.close("mail")
-            self._refuse_wanted()
+            self._reloads.stop()
             self._upgrades.stop()
-            self._service.stopping()
+            self.service.stopping()
         self._stop_by = time.monotonic() + (0 if self.stopping else self.config.shutdown.drain) + LATE_SECONDS
         self.stopping = True
         self._say("signal", number=int(number))
@@ -357,7 +300,7 @@ class Supervisor:
     # ---------------------------------------------------------------- workers
 
     def _missing(self) -> int:
-        serving = sum(worker.state in SERVING for worker in self.workers)
+        serving = sum(worker.serving for worker in self.workers)
         return max(0, min(self.config.workers - serving, self.slots - len(self.workers)))
 
     def _keep_number(self) -> None:
@@ -373,9 +316,9 @@ class Supervisor:
             self.log.error("a worker cannot be started", error=error.strerror or str(error), seconds=FORK_SECONDS)
             self._not_before = time.monotonic() + FORK_SECONDS
 
-    def _let_go(self) -> None:
+    def let_go(self) -> None:
         """Have those workers leave that are too many, the highest numbers first."""
-        serving = sorted((one for one in self.workers if one.state in SERVING), key=lambda one: one.slot)
+        serving = sorted((one for one in self.workers if one.serving), key=lambda one: one.slot)
         for worker in serving[self.config.workers :]:
             self.leave(worker)
 
@@ -432,8 +375,8 @@ class Supervisor:
             # What the supervisor made is hardly ever searched here, so its pages stay shared.
             spare_what_lasts()
             doors = [Door(door.place, door.socket) for door in self.doors.open]
-            made = self._made
-            heritage = Heritage(slot, doors, made.tls, made.upstreams, self._ear, channel, self.cells, self.ledger)
+            made = self.made
+            heritage = Heritage(slot, doors, made.tls, made.upstreams, self.ear, channel, self.cells, self.ledger)
             logger = heritage.named(self.log, made.config)
             self._work(made.config, logger, heritage)
             status = 0
@@ -480,11 +423,7 @@ class Supervisor:
         """Leave nothing behind of a worker that has ended."""
         worker.channel.close()
         self.questions.forget(worker)
-        if self._apply is not None:
-            self._apply.wanted = [(who, number) for who, number in self._apply.wanted if who is not worker]
-            self._apply.waiting.discard(worker)
-            self._finish_apply()
-        self._wanted = deque([(who, number) for who, number in some if who is not worker] for some in self._wanted)
+        self._reloads.forget(worker)
         self._upgrades.forget(worker)
 
     # ---------------------------------------------------------------- what workers say
@@ -497,7 +436,7 @@ class Supervisor:
             # Its end is told by SIGCHLD; until then there is nothing to hear.
             worker.deaf = True
             return
-        self._service.heard(worker)
+        self.service.heard(worker)
         for message, descriptors in found:
             for one in descriptors:
                 os.close(one)
@@ -516,11 +455,9 @@ class Supervisor:
             case {"word": "reply", "ask": int() as number}:
                 self.questions.reply(worker, number, {key: message.get(key) for key in ("answer", "error")})
             case {"word": "reload", "number": int() as number}:
-                self._wanted.append([(worker, number)])
-                if self.stopping:
-                    self._refuse_wanted()
+                self._reloads.want((worker, number))
             case {"word": "applied", "error": str() as error}:
-                self._applied(worker, error)
+                self._reloads.applied(worker, error)
             case {"word": "upgrade", "number": int() as number}:
                 self._upgrades.want((worker, number))
 
@@ -534,7 +471,7 @@ class Supervisor:
     @property
     def quiet(self) -> bool:
         """Whether no reload is under way or wanted."""
-        return self._apply is None and not self._wanted
+        return self._reloads.quiet
 
     @contextlib.contextmanager
     def holding_signals(self) -> Iterator[bool]:
@@ -544,132 +481,6 @@ class Supervisor:
             yield bool(select.select([self._wakeup], [], [], 0)[0])
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _HEARD)
-
-    # ---------------------------------------------------------------- reloading
-
-    def _refuse_wanted(self) -> None:
-        """Tell everybody who waits for a reload that there will be none."""
-        for wanted in self._wanted:
-            self._tell_wanted(wanted, error="the gateway is shutting down")
-        self._wanted.clear()
-
-    def _tell_wanted(self, wanted: list[tuple[Worker, int]], **facts: object) -> None:
-        for worker, number in wanted:
-            worker.channel.put({"word": "done", "number": number} | facts)
-
-    def _reload(self, wanted: list[tuple[Worker, int]]) -> None:
-        """Read the configuration again, and have all workers put it into force."""
-        self._service.reloading()
-        if self.load is None:
-            self._tell_wanted(wanted, error="the gateway was started without a configuration file")
-            return
-        try:
-            self._loading = True
-            try:
-                made, changed = self._make(self.load)
-            finally:
-                self._loading = False
-        except _Interrupted:
-            self._tell_wanted(wanted, error="the gateway is shutting down")
-        except ConfigError as error:
-            self.metrics.reloads.inc("refused")
-            for problem in error.problems:
-                self.log.error("reload refused, the old configuration stays in force", problem=str(problem))
-            problems = [[one.path, one.value, one.message] for one in error.problems]
-            self._tell_wanted(wanted, problems=problems)
-        else:
-            self._put_into_force(made, changed, wanted)
-
-    def _make(self, load: Load) -> tuple[_Made, list[str]]:
-        """Make everything that may fail; raises ConfigError, and then nothing has changed."""
-        before = self.config
-        with refusing("file", self.log):
-            config = load()
-        with refusing("pool", self.log):
-            made = _Made(config, Upstreams(config, self._ear))
-        if config.workers > self.slots:
-            raise ConfigError([too_many(config.workers, self.slots)])
-        with refusing("file", self.log):
-            changed = changes(before, config)
-        with refusing("listener", self.log):
-            made.plan = self.doors.plan(config)
-        try:
-            if made.plan.refused:
-                raise ConfigError(made.plan.refused)
-            with refusing("tls", self.log):
-                made.tls = server_tls(config, self._made.tls)
-            if config.limits.sessions != before.limits.sessions:
-                with refusing("limits.sessions", self.log):
-                    allow_files(config.limits.sessions, self.log, [worker.pid for worker in self.workers])
-        except BaseException:
-            made.plan.abandon()
-            raise
-        if made.tls is not None:
-            changed += [f"certificate {path}: new contents" for path in made.tls.renewed]
-        return made, changed
-
-    def _put_into_force(self, made: _Made, changed: list[str], wanted: list[tuple[Worker, int]]) -> None:
-        before, self._made = self._made, made
-        plan, made.plan = made.plan, Plan()
-        if made.config.log != before.config.log:
-            self.log = self._relog(made.config.log)
-        order = {
-            "word": "apply",
-            "config": base64.b64encode(pickle.dumps(made.config)).decode("ascii"),
-            "doors": [[door.place.kind, str(door.place.endpoint)] for door in plan.opened],
-        }
-        descriptors = [door.socket.fileno() for door in plan.opened]
-        self._let_go()
-        serving = [worker for worker in self.workers if worker.state in SERVING and not worker.deaf]
-        self._apply = Apply(wanted, changed, set(serving), time.monotonic() + APPLY_SECONDS)
-        self.doors.keep(plan)
-        for worker in serving:
-            if not worker.channel.put(order, descriptors):
-                self._applied(worker, "it hangs")
-        # Workers take what waits in a queue before they close a socket, so theirs must be the last copies.
-        for door in plan.leaving:
-            door.socket.close()
-        self._look_at_files = 0.0
-        self.metrics.reloads.inc("ok")
-        self.log.info("configuration reloaded", changed=changed)
-        self._tell(plan)
-        self._finish_apply()
-
-    def _applied(self, worker: Worker, error: str) -> None:
-        """Note that a worker has put the configuration into force, or replace it because it could not."""
-        if self._apply is None or worker not in self._apply.waiting:
-            return
-        self._apply.waiting.discard(worker)
-        if error:
-            self.log.error("a worker is replaced: it cannot reload", worker=worker.slot, pid=worker.pid, error=error)
-            self.leave(worker)
-        self._finish_apply()
-
-    def _finish_apply(self) -> None:
-        if self._apply is not None and not self._apply.waiting:
-            done, self._apply = self._apply, None
-            self._tell_wanted(done.wanted, changed=done.changed, warnings=list(self.config.warnings))
-
-    # ---------------------------------------------------------------- telling
-
-    def _tell(self, plan: Plan) -> None:
-        for event, facts in told(plan):
-            self.log.info(event, **facts)
-        for warning in self.config.warnings:
-            self.log.warning("configuration", warning=warning)
-        self._warn_of_expiry()
-
-    def _warn_of_expiry(self) -> None:
-        if self._made.tls is not None:
-            warn_of_expiry(self._made.tls, self.log)
-
-    def _told_of_files(self, problems: list[str]) -> None:
-        for problem in problems:
-            self.metrics.reload_failures.inc()
-            self.log.error("a replaced certificate is unusable, the old one stays in force", problem=problem)
-        if not problems:
-            self.log.info("certificates are up to date")
-        self._warn_of_expiry()
 
 
 def _name(number: int) -> str:

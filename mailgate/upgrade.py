@@ -33,7 +33,7 @@ from mailgate.workers.handover import (
     execute,
 )
 from mailgate.workers.packets import Channel, Incoming, Packet
-from mailgate.workers.questions import Worker
+from mailgate.workers.questions import Wanted, Worker, done
 
 if TYPE_CHECKING:
     from mailgate.supervisor import Supervisor
@@ -88,7 +88,7 @@ class Trial:
 class Underway:
     """An upgrade: who waits for it, and how far it is. ``settle_by`` is set when all it waits for is a quiet moment."""
 
-    wanted: list[tuple[Worker, int]] = field(default_factory=list)
+    wanted: Wanted = field(default_factory=list)
     trial: Trial | None = None
     version: str = ""
     settle_by: float = math.inf
@@ -104,14 +104,14 @@ class Upgrades:
         self._underway: Underway | None = None
         self._handed = handed
         self._told_failure = False
-        self._wanted: list[tuple[Worker, int]] = []
+        self._wanted: Wanted = []
 
     # ---------------------------------------------------------------- the earlier code
 
     def want(self, *who: tuple[Worker, int]) -> None:
         """Upgrade soon; ``who`` waits for it, a worker by its number for that."""
         if self._supervisor.stopping:
-            self._answer(list(who), error="the gateway is shutting down")
+            done(list(who), error="the gateway is shutting down")
             return
         self._underway = self._underway or Underway()
         self._underway.wanted += who
@@ -119,7 +119,7 @@ class Upgrades:
     def stop(self) -> None:
         """Give up what is under way, since the gateway stops."""
         self._refuse("the gateway is shutting down")
-        self._answer(self._wanted, error="the gateway is shutting down")
+        done(self._wanted, error="the gateway is shutting down")
         self._wanted = []
 
     def forget(self, worker: Worker) -> None:
@@ -252,11 +252,7 @@ class Upgrades:
             underway.trial.close()
         self._supervisor.metrics.upgrades.inc("refused")
         self._supervisor.log.error("upgrade refused, everything goes on as it was", error=error)
-        self._answer(underway.wanted, error=error)
-
-    def _answer(self, wanted: list[tuple[Worker, int]], **facts: object) -> None:
-        for worker, number in wanted:
-            worker.channel.put({"word": "done", "number": number} | facts)
+        done(underway.wanted, error=error)
 
     # ---------------------------------------------------------------- the new code
 
@@ -287,7 +283,7 @@ class Upgrades:
         former = self._former()
         supervisor.log.info("upgraded", version=mailgate.__version__, before=handed.version, leaving=len(former))
         answer = {"version": mailgate.__version__, "before": handed.version, "leaving": len(former)}
-        self._answer(self._wanted, **answer)
+        done(self._wanted, **answer)
         self._wanted = []
         for worker in former:
             supervisor.leave(worker, shutdown.upgrade_drain)
@@ -301,12 +297,12 @@ class Upgrades:
             self._told_failure = True
             self._supervisor.metrics.upgrades.inc("failed")
         self._supervisor.log.error("upgrade failed, the earlier workers go on serving", error=problem)
-        self._answer(self._wanted, error=f"the new workers do not start, the earlier ones go on serving: {problem}")
+        done(self._wanted, error=f"the new workers do not start, the earlier ones go on serving: {problem}")
         self._wanted = []
         return True
 
 
-def handover(supervisor: Supervisor, *, trial: bool, wanted: list[tuple[Worker, int]] | None = None) -> Handover:
+def handover(supervisor: Supervisor, *, trial: bool, wanted: Wanted | None = None) -> Handover:
     """Return what the next program needs of this one."""
     return Handover(
         version=mailgate.__version__,

@@ -16,7 +16,7 @@ from mailgate.ledger import Seat
 from mailgate.service import Service
 from tests.support.gateway import logging_as_before  # noqa: F401
 from tests.support.servers import free_ports
-from tests.test_supervisor import House, said, text
+from tests.support.supervisor import House, said, text
 
 
 class Told(House):
@@ -30,7 +30,7 @@ class Told(House):
         self.ear.bind(str(path.with_name("notify")))
         self.ear.setblocking(False)
         self.variables = {"NOTIFY_SOCKET": self.ear.getsockname()}
-        self.service = self.supervisor._service = Service(self.supervisor, self.variables)
+        self.service = self.supervisor.service = Service(self.supervisor, self.variables)
 
     def told(self) -> list[str]:
         found = []
@@ -42,7 +42,7 @@ class Told(House):
 
     def watched(self, seconds: float) -> Service:
         variables = self.variables | {"WATCHDOG_USEC": str(int(seconds * 1e6))}
-        self.service = self.supervisor._service = Service(self.supervisor, variables)
+        self.service = self.supervisor.service = Service(self.supervisor, variables)
         return self.service
 
 
@@ -93,7 +93,7 @@ def test_a_reload_is_told_from_its_begin_to_its_end(house: Told, good: bool) -> 
     before = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
     if not good:
         house.path.write_text("[[")
-    house.supervisor._reload([])
+    house.supervisor._reloads.reload([])
     (begun,) = house.told()
     assert begun.startswith("RELOADING=1\nMONOTONIC_USEC=")
     assert int(begun.rpartition("=")[2]) >= before

@@ -29,7 +29,7 @@ from mailgate.workers.handover import VARIABLE, Handover, received
 from mailgate.workers.packets import Channel
 from tests.support.gateway import logging_as_before  # noqa: F401
 from tests.support.servers import free_ports
-from tests.test_supervisor import House, said, text
+from tests.support.supervisor import House, said, text
 
 DONE = 7
 """The number under which workers of these tests wait for an upgrade."""
@@ -184,10 +184,10 @@ def test_it_waits_for_workers_that_start_and_for_reloads(house: Upgrading, monke
     house.upgrades.turn()
     assert house.executed == []
     worker.state = "ready"
-    house.supervisor._wanted.append([])
+    house.supervisor._reloads.want()
     house.upgrades.turn()
     assert house.executed == []
-    house.supervisor._wanted.clear()
+    house.supervisor._reloads.stop()
     house.upgrades.turn()
     assert len(house.executed) == 1
 
@@ -280,7 +280,7 @@ class Taking(House):
             self.load(), self.relog(), self.load, lambda _: self.relog(), lambda *_: None, self.handed
         )
         self.supervisor._open()
-        self.supervisor._made.plan = Plan()
+        self.supervisor.made.plan = Plan()
 
     def complete(self) -> None:
         for slot in range(10, 12):

@@ -30,6 +30,21 @@ class Worker:
     failure: str = ""
     leave_by: float = math.inf
 
+    @property
+    def serving(self) -> bool:
+        """Whether it accepts connections, or soon will, as one of this program's."""
+        return self.state in ("starting", "ready")
+
+
+Wanted = list[tuple[Worker, int]]
+"""Who waits for something that the supervisor does: workers, each with its number for that."""
+
+
+def done(wanted: Wanted, **facts: object) -> None:
+    """Tell those who wait for something what became of it."""
+    for worker, number in wanted:
+        worker.channel.put({"word": "done", "number": number} | facts)
+
 
 @dataclass(slots=True)
 class Ask:
