@@ -65,6 +65,7 @@ RETURN_ROWS = {
     "return_p50": "seconds from connection to IDLE, p50",
     "return_p99": "seconds from connection to IDLE, p99",
     "return_errors": "connections that failed and were tried again",
+    "return_cookies": "of these, SYN cookies that the kernel did not take",
     "return_kib": "KiB (PSS) per session, afterwards",
     "left_kib": "KiB (PSS) that stay for each session when all have gone",
     "again_kib": "KiB (PSS) per session when as many have come once more",
@@ -94,7 +95,7 @@ class Subject:
         self.pid = pid
         self.upstream = upstream
         self.sessions = 0
-        self._memory = usage.memory(pid)
+        self.memory = usage.memory(pid)
         self._kernel = kernel_memory()
 
     def cpu(self) -> float:
@@ -102,7 +103,7 @@ class Subject:
         return usage.cpu_seconds(self.pid)
 
     def kib(self) -> float:
-        return (usage.memory(self.pid) - self._memory) / 1024
+        return (usage.memory(self.pid) - self.memory) / 1024
 
     def step(self, sessions: int, amounts: Amounts) -> Figures:
         """Have so many sessions, and measure what they need and how it is to be one of them."""
@@ -161,7 +162,7 @@ class Subject:
     def mass_return(self, within: float) -> Figures:
         """Have all clients gone at once, and back at random within the seconds; then gone, and back once more."""
         count = self.crowd.drop()
-        began, cpu = time.monotonic(), self.cpu()
+        began, cpu, cookies = time.monotonic(), self.cpu(), tcp_count("SyncookiesFailed")
         opened = self._opened(count, within)
         figures: Figures = {
             "sessions": count,
@@ -169,6 +170,7 @@ class Subject:
             "return_rate": count / (opened["ended"] - began),
             "return_cpu": (self.cpu() - cpu) * 1e3 / count,
             "return_errors": opened["errors"].total(),
+            "return_cookies": tcp_count("SyncookiesFailed") - cookies,
             "return_kib": self.kib() / count,
             **percentiles("return", opened["trips"], 1.0),
         }
@@ -222,20 +224,21 @@ def kernel_memory() -> int:
     return slab + pages * os.sysconf("SC_PAGE_SIZE")
 
 
+def tcp_count(name: str) -> int:
+    """Return one of the counters that the kernel keeps of TCP (``nstat -az TcpExt*``)."""
+    names, values = (
+        line.split() for line in Path("/proc/net/netstat").read_text().splitlines() if line.startswith("TcpExt:")
+    )
+    return int(values[names.index(name)])
+
+
 def probes(seconds: int) -> list[int]:
     """Return how many TCP keep-alive probes this machine sent in each of so many seconds to come."""
-
-    def sent() -> int:
-        names, values = (
-            line.split() for line in Path("/proc/net/netstat").read_text().splitlines() if line.startswith("TcpExt:")
-        )
-        return int(values[names.index("TCPKeepAlive")])
-
     counts = []
-    began, before = time.monotonic(), sent()
+    began, before = time.monotonic(), tcp_count("TCPKeepAlive")
     for second in range(1, seconds + 1):
         time.sleep(max(0.0, began + second - time.monotonic()))
-        at = sent()
+        at = tcp_count("TCPKeepAlive")
         counts.append(at - before)
         before = at
     return counts
@@ -253,6 +256,7 @@ def measured(upstream: str, workers: int, amounts: Amounts) -> dict[str, Any]:
             subject = Subject(crowd, way.pids[0], where.pid)
             steps = [subject.step(sessions, amounts) for sessions in amounts.steps]
             found: dict[str, Any] = {"upstream": upstream, "workers": workers, "steps": steps}
+            found["empty_mib"] = subject.memory / 2**20
             if amounts.probe_seconds:
                 subject._told("burst", signal.SIGUSR1, 60.0)
                 found["probes"] = probes(amounts.probe_seconds)
@@ -279,6 +283,7 @@ def markdown(found: dict[str, Any]) -> str:
             "",
             f"Keep-alive probes per second: {max(counts):,} at most, {sum(counts) / len(counts):.0f} on average.",
         ]
+    lines += ["", f"Without a session mailgate has {found['empty_mib']:.0f} MiB (PSS without programs and libraries)."]
     return "\n".join([*lines, "", f"Other programs took {found['others']:.0%} of the machine's CPU.", ""])
 
 

@@ -17,8 +17,9 @@ from mailgate.errors import MailgateError
 from mailgate.model import Peer
 from mailgate.stream import SocketStream, keep_alive, probe_seconds
 
-BACKLOG: Final = 1024
-"""Connections that the kernel keeps while the gateway is busy; it lowers this to net.core.somaxconn."""
+BACKLOG: Final = 65_535
+"""Connections that the kernel keeps while the gateway is busy; it lowers this to net.core.somaxconn. Where the queue
+overflows it answers with SYN cookies, and clients whose cookie it does not take later are reset."""
 
 PAUSE_SECONDS: Final = 0.1
 """How long accepting rests when files or memory ran out: trying at once would only burn CPU."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import scale
+from benchmarks import ports, scale
 from benchmarks.crowd import _merged
 from benchmarks.scale import RETURN_ROWS, ROWS, figure, main, markdown, percentiles
 
@@ -59,6 +59,10 @@ def test_the_kernel_tells_of_descriptors_memory_and_waiting() -> None:
     assert scale.wakeups(os.getpid()) >= before[1]
     assert scale.kernel_memory() > 1_000_000
     assert all(count >= 0 for count in scale.probes(0))
+
+
+def test_each_step_of_connections_is_measured() -> None:
+    assert [count for count, seconds in ports.costs(40, 20) if seconds > 0] == [20, 40]
 
 
 def test_answers_of_a_crowd_become_one() -> None:
