@@ -22,7 +22,7 @@ from mailgate.heritage import Load, allow_files, refusing
 from mailgate.net.tls import ServerTls
 from mailgate.upgrade import too_many
 from mailgate.upstream.pool import Upstreams
-from mailgate.workers.questions import Wanted, Worker, done
+from mailgate.workers.worker import Wanted, Worker, done
 
 if TYPE_CHECKING:
     from mailgate.supervisor import Supervisor

@@ -13,7 +13,7 @@ from mailgate.workers.systemd import Notifier, monotonic_microseconds
 
 if TYPE_CHECKING:
     from mailgate.supervisor import Supervisor
-    from mailgate.workers.questions import Worker
+    from mailgate.workers.worker import Worker
 
 STATUS_SECONDS: Final = 10.0
 """How often ``systemctl status`` hears how many sessions there are."""

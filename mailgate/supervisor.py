@@ -45,9 +45,10 @@ from mailgate.upgrade import Upgrades, shared, too_many
 from mailgate.upstream.pool import Upstreams
 from mailgate.workers.handover import Handover, taken
 from mailgate.workers.packets import Channel, Message, channels
-from mailgate.workers.questions import Questions, Worker
+from mailgate.workers.questions import Questions
 from mailgate.workers.restarts import Restarts
 from mailgate.workers.systemd import activated
+from mailgate.workers.worker import Worker
 
 SLOTS: Final = 16
 """Workers that there can be at once, those included that only let their last sessions end; three times as many as

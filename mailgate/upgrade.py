@@ -33,7 +33,7 @@ from mailgate.workers.handover import (
     execute,
 )
 from mailgate.workers.packets import Channel, Incoming, Packet
-from mailgate.workers.questions import Wanted, Worker, done
+from mailgate.workers.worker import Wanted, Worker, done
 
 if TYPE_CHECKING:
     from mailgate.supervisor import Supervisor

@@ -11,7 +11,7 @@ import pytest
 
 from mailgate.config import Config
 from mailgate.workers.packets import Channel
-from mailgate.workers.questions import Worker
+from mailgate.workers.worker import Worker
 from tests.support.gateway import logging_as_before  # noqa: F401
 from tests.support.servers import free_ports
 from tests.support.supervisor import House, playing, said, text

@@ -19,7 +19,7 @@ from mailgate.heritage import Logger
 from mailgate.observe import log
 from mailgate.supervisor import Supervisor
 from mailgate.workers.packets import Channel, Message, channels
-from mailgate.workers.questions import Worker
+from mailgate.workers.worker import Worker
 from tests.support.servers import free_ports
 
 
