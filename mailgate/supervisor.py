@@ -62,6 +62,8 @@ FORK_SECONDS: Final = 1.0
 
 _HEARD: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2, signal.SIGCHLD)
 _STOPS: Final = (signal.SIGTERM, signal.SIGINT)
+_UNHEEDED: Final = (signal.SIGUSR1,)
+"""Signals that would end the process: other mail servers reopen their logs by SIGUSR1, so that scripts send it."""
 
 
 class Supervisor:
@@ -186,6 +188,7 @@ class Supervisor:
     def _hearing(self) -> Iterator[None]:
         """Have signals wake the loop instead of ending the process."""
         before = {number: signal.signal(number, self._on_signal) for number in _HEARD}
+        before |= {number: signal.signal(number, signal.SIG_IGN) for number in _UNHEEDED}
         fd = signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
         try:
             # Whoever started this process may have held it back until it could be heard.
@@ -364,8 +367,8 @@ class Supervisor:
             for number in _STOPS:
                 # They reach every process of a terminal's group or a service's; the supervisor says what they mean.
                 signal.signal(number, signal.SIG_IGN)
-            signal.signal(signal.SIGHUP, signal.SIG_IGN)
-            signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+            for number in (signal.SIGHUP, signal.SIGUSR2, signal.SIGQUIT):
+                signal.signal(number, signal.SIG_IGN)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             signal.set_wakeup_fd(-1)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _HEARD)
