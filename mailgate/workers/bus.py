@@ -6,12 +6,17 @@ import itertools
 import os
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Final, Protocol
 
 import trio
 
 from mailgate.errors import MailgateError
 from mailgate.workers.packets import Channel, Message
+from mailgate.workers.questions import ASK_SECONDS
+
+PATIENCE: Final = ASK_SECONDS + 2.0
+"""How long a worker waits for the supervisor to hand on answers, in seconds; that one itself waits for ASK_SECONDS. It
+may hang, and whoever asks over HTTP shall hear so before giving up (the commands do after 10)."""
 
 Handler = Callable[[Message], Awaitable[Message]]
 """Answers one kind of question; a MailgateError that it raises is the answer as well."""
@@ -93,6 +98,7 @@ class WorkerBus:
     def __init__(self, channel: Channel, slot: int, failed: Failed) -> None:
         self.orders: dict[str, Order] = {}
         self._channel = channel
+        self._slot = slot
         self._own = AloneBus(failed, slot)
         self._own.answer("alive", _alive)
         self._asked: dict[int, _Asked] = {}
@@ -119,9 +125,12 @@ class WorkerBus:
         asked = self._asked[number] = _Asked()
         self.tell("ask", number=number, kind=kind, facts=facts)
         try:
-            await asked.done.wait()
+            with trio.move_on_after(PATIENCE) as scope:
+                await asked.done.wait()
         finally:
             del self._asked[number]
+        if scope.cancelled_caught:
+            asked.replies.append(Reply(self._slot, error="the supervisor does not answer"))
         return sorted(asked.replies, key=lambda reply: reply.worker)
 
     async def want(self, word: str) -> Message:

@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from mailgate.errors import MailgateError
-from mailgate.workers.bus import AloneBus, Reply, WorkerBus
+from mailgate.workers.bus import PATIENCE, AloneBus, Reply, WorkerBus
 from mailgate.workers.packets import Channel, Message, channels
 
 failures: list[str] = []
@@ -163,4 +163,19 @@ async def test_a_supervisor_that_is_gone() -> None:
     # From now on it speaks for itself.
     assert await bus.ask_all("double", number=1) == [Reply(1, {"doubled": 2})]
     await want()
+    theirs.close()
+
+
+async def test_a_supervisor_that_hangs_is_not_waited_for(autojump_clock: trio.testing.MockClock) -> None:
+    ours, theirs = channels()
+    bus = WorkerBus(theirs, 1, failed)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(bus.run)
+        ours.put({"word": "reply", "number": 1, "worker": 0, "answer": {"doubled": 4}, "error": ""})
+        began = trio.current_time()
+        replies = await bus.ask_all("double", number=2)
+        assert trio.current_time() - began == pytest.approx(PATIENCE)
+        assert replies == [Reply(0, {"doubled": 4}), Reply(1, error="the supervisor does not answer")]
+        nursery.cancel_scope.cancel()
+    ours.close()
     theirs.close()
