@@ -49,6 +49,9 @@ TRIO_SECONDS: Final = 0.01
 """How long Trio's tasks may wait at most while relays have something all the time, in case that what a relay
 tells wakes one of them. A hundred turns of Trio in a second cost next to nothing."""
 
+DEADLINE_SLACK: Final = 0.001
+"""Seconds by which a deadline may seem to be earlier than it was: the clock was read a moment after Trio did."""
+
 _IN: Final = select.EPOLLIN
 _OUT: Final = select.EPOLLOUT
 _LOST: Final = select.EPOLLHUP | select.EPOLLERR
@@ -242,7 +245,9 @@ class Engine:
             if latest == math.inf and (ready or put_off):
                 # What a relay told may have woken a task, which must not wait for long.
                 latest = now + TRIO_SECONDS
-            if now >= until or now >= latest or self._touched:
+            if latest <= now < until and not self._touched and not _has_work(until):
+                latest = math.inf
+            elif now >= until or now >= latest or self._touched:
                 # Trio would wait for as long as it had meant to.
                 self._touched = False
                 self._wake_trio()
@@ -554,6 +559,12 @@ def _epoll_that_watches(fd: int) -> int | None:
     except OSError:
         return None
     return None
+
+
+def _has_work(until: float) -> bool:
+    """Return whether Trio has a task to run, or an earlier deadline than the one that it meant to wait for."""
+    state = trio.lowlevel.current_statistics()
+    return state.tasks_runnable > 0 or trio.current_time() + state.seconds_to_next_deadline < until - DEADLINE_SLACK
 
 
 def _close(leg: _Leg) -> None:

@@ -204,6 +204,23 @@ async def test_an_idle_engine_does_nothing(way: str) -> None:
         assert time.process_time() - used < 0.2
 
 
+@pytest.mark.parametrize("wakes", [False, True])
+async def test_trio_is_woken_by_a_lone_command_only_if_it_has_something_to_do(wakes: bool) -> None:
+    async with serving() as yard, trio.open_nursery() as nursery:
+        link = await yard.link(imap_core())
+        told = trio.Event()
+        yard.emit = lambda event: told.set() if wakes else None
+        nursery.start_soon(told.wait)
+        await trio.sleep(0.01)
+        raw_socket(link.client)._sock.send(b"one\r\n")
+        began = time.monotonic()
+        yard.engine.serve_while_trio_waits(10 * TRIO_SECONDS)
+        waited = time.monotonic() - began
+        assert waited >= (1 if wakes else 10) * TRIO_SECONDS - 0.002
+        assert not wakes or waited < 9 * TRIO_SECONDS
+        told.set()
+
+
 def test_the_epoll_of_another_run_is_not_taken_for_ours(way: str) -> None:
     if way == "task":
         pytest.skip("it is not looked for then")
