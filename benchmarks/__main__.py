@@ -57,9 +57,7 @@ def _measured(options: argparse.Namespace, parser: argparse.ArgumentParser) -> R
     if options.rounds is not None:
         if options.rounds < 1:
             parser.error("--rounds must be 1 or more")
-        sizes = dataclasses.replace(
-            sizes, rounds=options.rounds, idle_rounds=min(options.rounds, sizes.idle_rounds), limit=FULL.limit
-        )
+        sizes = dataclasses.replace(sizes, rounds=options.rounds, idle_rounds=options.rounds, limit=FULL.limit)
     proxies = {name: proxy for name, proxy in PROXIES.items() if proxy.basic or sizes.every_proxy}
     if options.ways is not None:
         proxies = {name: PROXIES[name] for name in _names(options.ways, PROXIES, parser)}

@@ -91,7 +91,7 @@ class Sizes:
 
 
 DEFAULT = Sizes(rounds=5, idle_rounds=1, protocols=("imap",), every_proxy=False)
-FULL = Sizes(rounds=7, idle_rounds=3, protocols=PROTOCOLS, every_proxy=True, limit=3600.0)
+FULL = Sizes(rounds=7, idle_rounds=7, protocols=PROTOCOLS, every_proxy=True, limit=3600.0)
 QUICK = Sizes(
     rounds=1,
     idle_rounds=1,
