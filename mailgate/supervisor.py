@@ -418,7 +418,7 @@ class Supervisor:
             # It found something that the next one would find too, unlike one that somebody has killed.
             raise MailgateError(worker.failure or "a worker ended before it could serve; the log says why")
         now = time.monotonic()
-        delay = self._restarts.died(now, now - worker.began)
+        delay = self._restarts.died(now, now - worker.began, worker.slot)
         self._not_before = max(self._not_before, now + delay)
         if delay and not self.stopping:
             self.log.error("workers die again and again", seconds=delay)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from typing import Final
 
 EARLY: Final = 10.0
 """Seconds within which a death counts as an early one: whatever ended it will soon end the next."""
 
 AT_ONCE: Final = 5
-"""Early deaths that are followed at once by a new worker, within MEMORY: somebody may be killing them by hand."""
+"""Early deaths in one worker's place that are followed at once by a new one, within MEMORY: somebody may be killing
+them by hand."""
 
 MEMORY: Final = 60.0
 """Seconds for which an early death is remembered."""
@@ -20,18 +21,19 @@ LONGEST_DELAY: Final = 15.0
 
 
 class Restarts:
-    """Remembers early deaths, over all workers: what is wrong is seldom wrong with one of them."""
+    """Remembers early deaths in each worker's place, so that an event that kills many at once is one for each."""
 
     def __init__(self) -> None:
-        self._deaths: deque[float] = deque()
+        self._deaths: defaultdict[int, deque[float]] = defaultdict(deque)
 
-    def died(self, now: float, lived: float) -> float:
-        """Note that a worker died at the moment ``now``; return how many seconds to wait until it is replaced."""
+    def died(self, now: float, lived: float, slot: int) -> float:
+        """Note that the worker of a slot died at the moment ``now``; return in how many seconds to replace it."""
+        deaths = self._deaths[slot]
         if lived < EARLY:
-            self._deaths.append(now)
-        while self._deaths and now - self._deaths[0] > MEMORY:
-            self._deaths.popleft()
-        again = len(self._deaths) - AT_ONCE
+            deaths.append(now)
+        while deaths and now - deaths[0] > MEMORY:
+            deaths.popleft()
+        again = len(deaths) - AT_ONCE
         if again <= 0 or lived >= EARLY:
             return 0.0
         # The exponent is bounded, since a deque may be long and a float is not.
