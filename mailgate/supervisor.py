@@ -36,6 +36,7 @@ from mailgate.heritage import (
     allow_files,
 )
 from mailgate.inherited import Inherited
+from mailgate.lockwatch import LockWatch
 from mailgate.net.listener import ListenError
 from mailgate.observe.log import flush
 from mailgate.observe.metrics import SupervisorMetrics
@@ -101,6 +102,7 @@ class Supervisor:
         self._stop_by = 0.0
         self.slots = handed.slots if handed is not None else max(SLOTS, 3 * config.workers)
         self.cells, self.ledger = shared(self.slots, config.limits.sessions, handed)
+        self._lock = LockWatch(self)
         self.metrics = SupervisorMetrics(self.cells)
         self._handed = handed
         self._reloads = Reloads(self)
@@ -222,6 +224,7 @@ class Supervisor:
             if mask & ~select.POLLOUT and worker in self.workers:
                 self._hear(worker)
         self._keep_time()
+        self._lock.turn()
         if not self.stopping:
             self._reloads.turn()
             self._keep_number()
@@ -237,7 +240,7 @@ class Supervisor:
             if self._missing():
                 moments.append(self._not_before)
             moments.append(self._upgrades.due)
-        moments += [self._reloads.due, self.service.due]
+        moments += [self._reloads.due, self.service.due, self._lock.due]
         moments += [worker.leave_by for worker in self.workers]
         now = time.monotonic()
         left = min([*moments, now + 3600]) - now
@@ -305,7 +308,7 @@ class Supervisor:
 
     def _missing(self) -> int:
         serving = sum(worker.serving for worker in self.workers)
-        return max(0, min(self.config.workers - serving, self.slots - len(self.workers)))
+        return max(0, min(self.config.workers - serving, len(self._lock.free_slots())))
 
     def _keep_number(self) -> None:
         """Start workers that are missing."""
@@ -340,7 +343,7 @@ class Supervisor:
         worker.leave_by = time.monotonic() + self.config.shutdown.drain + LATE_SECONDS
 
     def _fork(self) -> None:
-        slot = next(number for number in range(self.slots) if all(worker.slot != number for worker in self.workers))
+        slot = min(self._lock.free_slots())
         ours, theirs = channels()
         pid = -1
         # The child must not write a signal of its own into the socket that wakes this process.
@@ -406,7 +409,7 @@ class Supervisor:
             self._hear(worker)
         self.workers.remove(worker)
         self._forget(worker)
-        self.ledger.forget(worker.slot)
+        self._lock.forget(worker.slot)
         asked_to = worker.state in ("leaving", "ending")
         self.metrics.exited(worker.slot, code, stopped=asked_to)
         if asked_to and code == 0:
@@ -474,8 +477,8 @@ class Supervisor:
 
     @property
     def quiet(self) -> bool:
-        """Whether no reload is under way or wanted."""
-        return self._reloads.quiet
+        """Whether no reload is under way or wanted, and the counts of no dead worker are left to be cleared."""
+        return self._reloads.quiet and not self._lock.uncleared
 
     @contextlib.contextmanager
     def holding_signals(self) -> Iterator[bool]:

@@ -34,6 +34,7 @@ COMPOSES = {
     "heritage",
     "upgrade",
     "service",
+    "lockwatch",
     "reloading",
     "orders",
     "notices",

@@ -5,7 +5,8 @@ every row of numbers. What a worker has is only ever written by itself, except f
 that another worker has taken out of the counts already and that this one has yet to end. So a worker that is
 killed in the middle of a change can spoil nothing but its own column, which :meth:`Ledger.forget` clears.
 
-Every change happens under a lock of the kernel, which frees it when its holder dies (``fcntl(2)``, F_SETLKW).
+Every change happens under a lock of the kernel, which frees it when its holder dies (``fcntl(2)``, F_SETLKW). Workers
+wait for it; the supervisor never does, so that it can end a worker that hangs with it.
 """
 
 from __future__ import annotations
@@ -38,6 +39,9 @@ BUCKET: Final = 64
 """Cells that an address can be in. At a third of them used, on average, one in 10^14 buckets overflows."""
 
 _EMPTY: Final = bytes(_KEY_SIZE)
+
+_FLOCK: Final = struct.Struct("@hhqqi0q")
+"""The kernel's ``struct flock``: type, where to count from, start, length (0: to the end), holder (``fcntl(2)``)."""
 
 
 class Ledger:
@@ -112,6 +116,12 @@ class Ledger:
     def __exit__(self, *_: object) -> None:
         fcntl.lockf(self._memory, fcntl.LOCK_UN)
 
+    def holder(self) -> int:
+        """Return the pid of the other process that holds the lock at this moment; 0 if none does."""
+        asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        kind, *_, pid = _FLOCK.unpack(fcntl.fcntl(self._memory, fcntl.F_GETLK, asked))
+        return 0 if kind == fcntl.F_UNLCK else int(pid)
+
     # ---------------------------------------------------------------- under the lock
 
     def digest(self, key: str) -> bytes:
@@ -155,21 +165,34 @@ class Ledger:
 
     # ---------------------------------------------------------------- whole workers
 
-    def forget(self, slot: int) -> None:
-        """Take a worker that is no more out of all counts; its connections ended with it."""
+    def forget(self, slot: int) -> bool:
+        """Take a worker that is no more out of all counts; its connections ended with it.
+
+        Return False, with nothing done, where another process holds the lock at this moment.
+        """
+        try:
+            fcntl.lockf(self._memory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        try:
+            self._clear(slot)
+        finally:
+            self.__exit__()
+        return True
+
+    def _clear(self, slot: int) -> None:
         slots = self.slots
         width = slots * _COUNTS
-        with self:
-            for row in range(_TOTALS):
-                self.totals[row * slots + slot] = 0
-            self.rates[2 * slot] = 0.0
-            # One that died between claiming a cell and counting in it left the cell empty; it is given back here too.
-            for cell, key in enumerate(self._keys.tolist()):
-                if key:
-                    numbers = cell * width
-                    for row in range(_COUNTS):
-                        self.cells[numbers + row * slots + slot] = 0
-                    self.release(numbers)
+        for row in range(_TOTALS):
+            self.totals[row * slots + slot] = 0
+        self.rates[2 * slot] = 0.0
+        # One that died between claiming a cell and counting in it left the cell empty; it is given back here too.
+        for cell, key in enumerate(self._keys.tolist()):
+            if key:
+                numbers = cell * width
+                for row in range(_COUNTS):
+                    self.cells[numbers + row * slots + slot] = 0
+                self.release(numbers)
 
     def sessions(self) -> int:
         """Return how many connections all workers have, as far as that can be known without the lock."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
 
 from mailgate.ledger import Ledger, Seat
 from mailgate.ledger.table import BUCKET, LAYOUT, MAGIC
+from tests.ledger.test_seat import child, ended
 
 
 @pytest.fixture
@@ -105,6 +107,32 @@ def test_what_a_dead_worker_had_is_taken_out(ledger: Ledger) -> None:
     assert ledger.totals[2:4].tolist() == [1, 0]
     assert ledger.find(ledger.digest("own")) == -1
     assert ledger.in_use() == 1
+
+
+def test_who_holds_the_lock_is_known_and_nobody_has_to_wait_for_it(ledger: Ledger) -> None:
+    ledger.totals[1] = 1
+    ready, tell = os.pipe()
+
+    def hold() -> None:
+        with ledger:
+            os.write(tell, b"x")
+            signal.pause()
+
+    assert ledger.holder() == 0
+    pid = child(hold)
+    assert os.read(ready, 1) == b"x"
+    assert ledger.holder() == pid
+    assert not ledger.forget(1)
+    assert ledger.totals[1] == 1
+    os.kill(pid, signal.SIGKILL)
+    assert ended(pid) == -signal.SIGKILL
+    assert ledger.holder() == 0
+    assert ledger.forget(1)
+    assert ledger.totals[1] == 0
+    with ledger:
+        assert ledger.holder() == 0, "one's own lock is none that one waits for"
+    os.close(ready)
+    os.close(tell)
 
 
 def test_all_sessions_are_counted_without_the_lock(ledger: Ledger) -> None:
