@@ -18,6 +18,7 @@ import math
 import os
 import socket
 import ssl
+from collections.abc import Awaitable, Callable
 from typing import Final, Protocol
 
 import trio
@@ -162,7 +163,7 @@ class SocketStream:
             # On the same machine it is done by now, and to ask again costs much less than to wait.
             error = self._sock.connect_ex(address)
         if error == errno.EALREADY:
-            await self._wait_writable()
+            await self._wait(trio.lowlevel.wait_writable)
             error = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         else:
             await trio.lowlevel.checkpoint_if_cancelled()
@@ -173,7 +174,7 @@ class SocketStream:
         """See :class:`ByteStream`; a connection cut without TLS's farewell ends like any other."""
         if self._drained:
             self._quick_reads = 0
-            await self._wait_readable()
+            await self._wait(trio.lowlevel.wait_readable)
         elif self._quick_reads >= ROUNDS:
             self._quick_reads = 0
             self._check_time()
@@ -186,7 +187,7 @@ class SocketStream:
                 self._quick_reads += 1
                 return count
             self._quick_reads = 0
-            await self._wait_readable()
+            await self._wait(trio.lowlevel.wait_readable)
 
     def _read(self, buffer: memoryview) -> int | None:
         """Read what is there: ``None`` if nothing is yet, 0 at the end."""
@@ -240,7 +241,7 @@ class SocketStream:
         view = memoryview(bytes(view[sent:]))
         self._quick_writes = 0
         while len(view):
-            await self._wait_writable()
+            await self._wait(trio.lowlevel.wait_writable)
             view = view[self._write(view) :]
 
     def _write(self, view: memoryview) -> int:
@@ -252,26 +253,14 @@ class SocketStream:
         except OSError as error:
             raise _failure(error) from error
 
-    async def _wait_readable(self) -> None:
+    async def _wait(self, ready: Callable[[int], Awaitable[None]]) -> None:
+        """Wait until the socket is ready to be read or written, as ``ready`` says, or the deadline has come."""
         fd = self._fd()
         if self.deadline < self._timed:
             self._keep_time()
         self._waiting += 1
         try:
-            await trio.lowlevel.wait_readable(fd)
-        except trio.ClosedResourceError:
-            self._check_time()
-            raise
-        finally:
-            self._waiting -= 1
-
-    async def _wait_writable(self) -> None:
-        fd = self._fd()
-        if self.deadline < self._timed:
-            self._keep_time()
-        self._waiting += 1
-        try:
-            await trio.lowlevel.wait_writable(fd)
+            await ready(fd)
         except trio.ClosedResourceError:
             self._check_time()
             raise
@@ -319,7 +308,7 @@ class SocketStream:
                 if more_than:
                     self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, more_than + 1)
                 if waits:
-                    await self._wait_readable()
+                    await self._wait(trio.lowlevel.wait_readable)
                 data = self._sock.recv(size, socket.MSG_PEEK)
                 if not 0 < len(data) <= more_than or self._sock.family != socket.AF_UNIX:
                     return data
@@ -381,9 +370,9 @@ class SocketStream:
             try:
                 return wrapped.do_handshake()
             except ssl.SSLWantReadError:
-                await self._wait_readable()
+                await self._wait(trio.lowlevel.wait_readable)
             except ssl.SSLWantWriteError:
-                await self._wait_writable()
+                await self._wait(trio.lowlevel.wait_writable)
 
     @property
     def peer_certificate(self) -> bytes | None:
