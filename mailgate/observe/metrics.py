@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import signal
 import time
-import typing
 from bisect import bisect_left
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, Final
 
 from mailgate import events
@@ -22,22 +21,6 @@ from mailgate.observe.families import SECONDS, Family
 
 _SUM: Final = len(SECONDS) + 1
 """The cell of a row of ``SECONDS`` that holds the sum; the buckets are before it."""
-
-
-class Finished(typing.Protocol):
-    """A command that was answered; the relay cores' notes are such, and ``CommandFinished`` is one."""
-
-    @property
-    def verb(self) -> str:
-        """A known verb in upper case or ``other``."""
-
-    @property
-    def result(self) -> str:
-        """``ok``, ``no``, ``bad``, ``err`` or ``refused``."""
-
-    @property
-    def seconds(self) -> float:
-        """From the command's first line to its completion."""
 
 
 class Rows(dict[tuple[str, ...], "memoryview[float]"]):
@@ -134,15 +117,6 @@ class Metrics:
         """Count an event."""
         # A table instead of a match: that would ask for each class in turn whether the event is one of it.
         self._counts[type(event)](event)
-
-    def commands(self, protocol: Protocol, finished: Iterable[Finished]) -> None:
-        """Count commands as their ``CommandFinished`` would: such an event costs more to make than to count."""
-        rows = self._timed
-        for done in finished:
-            row = rows[protocol, done.verb, done.result]
-            seconds = done.seconds
-            row[bisect_left(SECONDS, seconds)] += 1.0
-            row[_SUM] += seconds
 
     def scrape(self, accept: str) -> tuple[Iterator[bytes], str]:
         """Return the numbers, in pieces, in the format that an ``Accept`` header asks for, and its content type."""

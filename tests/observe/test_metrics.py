@@ -15,7 +15,6 @@ from mailgate import events
 from mailgate.model import Failure, Peer, Protocol, Session, Side, State, TlsInfo
 from mailgate.observe.families import SECONDS
 from mailgate.observe.metrics import Metrics
-from mailgate.wire.relay import Finished
 
 IMAPS = {"protocol": "imap", "listener": "imaps"}
 
@@ -167,16 +166,6 @@ def test_counts_add_up(world: World) -> None:
     assert world.value("commands_total", protocol="imap", verb="NOOP", result="ok") == 2
     assert world.value("command_duration_seconds_count", protocol="imap", verb="NOOP") == 3
     assert world.value("command_duration_seconds_sum", protocol="imap", verb="NOOP") == 3.0
-
-
-def test_commands_in_bulk_count_like_their_events(world: World) -> None:
-    finished = [Finished("NOOP", "ok", 0.5), Finished("NOOP", "ok", 0.001), Finished("FETCH", "no", 100)]
-    world.metrics.commands(Protocol.IMAP, finished)
-    told = World()
-    for done in finished:
-        told.metrics(events.CommandFinished(a_session(), done.verb, done.result, done.seconds))
-    assert world.samples() == told.samples()
-    assert world.value("commands_total", protocol="imap", verb="NOOP", result="ok") == 2
 
 
 @given(
