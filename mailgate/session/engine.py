@@ -1,9 +1,9 @@
-"""The descriptor engine: the relays of a worker, driven by one task over the worker's own epoll.
+"""The descriptor engine: the relays of a worker, driven by callbacks from the worker's own epoll.
 
 After the login a session has no task, no nursery and no cancel scope any more: it is two sockets, a
-:class:`~mailgate.session.relay.Relay` with its core, and the little state here. One Trio task waits until
-the epoll has something, and calls back for each socket. Compared with a task for each direction that
-halves the cost of a command and of an idle session. The price is that what a coroutine says by
+:class:`~mailgate.session.relay.Relay` with its core, and the little state here. Where Trio would only wait,
+the engine waits, and calls back for each socket that has something (see :meth:`Engine.run`). Compared with a task for
+each direction that halves the cost of a command and of an idle session. The price is that what a coroutine says by
 where it waits is said here by which sockets are asked for.
 
 The rules, for each pair of sockets:
