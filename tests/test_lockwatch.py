@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from mailgate.ledger.table import SESSIONS
 from mailgate.lockwatch import LOOKS
-from tests.ledger.test_seat import child, ended
+from tests.support.children import child_at, ended
 from tests.support.gateway import logging_as_before  # noqa: F401
 from tests.support.supervisor import House, playing
 
@@ -32,18 +32,13 @@ class Scene:
 
     def holds(self) -> int:
         """Have a process take the lock for good; return its pid."""
-        ready, tell = os.pipe()
 
-        def hold() -> None:
+        def hold(tell: Callable[[], None]) -> None:
             with self.supervisor.ledger:
-                os.write(tell, b"x")
+                tell()
                 signal.pause()
 
-        pid = child(hold)
-        assert os.read(ready, 1) == b"x"
-        os.close(ready)
-        os.close(tell)
-        return pid
+        return child_at(hold)
 
     def look(self) -> None:
         self.now = self.watch.due

@@ -18,7 +18,7 @@ from mailgate.model import Peer
 from mailgate.net.listener import open_socket, serve
 from mailgate.policy.gate import Gate, GateSettings
 from mailgate.stream import SocketStream
-from tests.ledger.test_seat import child, ended
+from tests.support.children import child, ended
 
 
 def accept(sock: socket.socket, ledger: Ledger, slot: int, ready: int) -> None:

@@ -18,6 +18,7 @@ from mailgate.ledger.table import HALF_OPEN, OWED, OWED_ANY, SESSIONS
 from mailgate.model import ALLOW, Deny
 from mailgate.policy import answers
 from mailgate.policy.gate import Admission, Gate, GateSettings, address_key
+from tests.support.children import child, child_at, ended
 
 Workers = list[tuple[Gate, Seat]]
 
@@ -267,23 +268,6 @@ TestLedgerMachine = LedgerMachine.TestCase
 # ---------------------------------------------------------------- real processes
 
 
-def child(work: Callable[[], None]) -> int:
-    """Run ``work`` in a process of its own and return its number."""
-    pid = os.fork()
-    if pid:
-        return pid
-    status = 1
-    try:
-        work()
-        status = 0
-    finally:
-        os._exit(status)
-
-
-def ended(pid: int) -> int:
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
 def forget(ledger: Ledger, slot: int) -> None:
     """Clear a slot while others count."""
     while not ledger.forget(slot):
@@ -335,20 +319,16 @@ def test_processes_that_count_at_once_lose_nothing() -> None:
 
 def test_a_process_that_is_killed_with_the_lock_stops_nobody() -> None:
     ledger = Ledger.create(2, 1000)
-    ready, tell = os.pipe()
 
-    def hold() -> None:
+    def hold(tell: Callable[[], None]) -> None:
         seat = Seat(ledger, 1, lambda: None)
         Gate(GateSettings(), counts=seat).admit("a", "192.0.2.1", 0.0)
         with seat:
             seat.enter("b", "192.0.2.1")
-            os.write(tell, b"x")
+            tell()
             signal.pause()
 
-    pid = child(hold)
-    assert os.read(ready, 1) == b"x"
-    os.close(ready)
-    os.close(tell)
+    pid = child_at(hold)
     waiting = child(lambda: hammer(ledger, 0, 100, 10))
     os.kill(pid, signal.SIGKILL)
     assert ended(pid) == -signal.SIGKILL

@@ -10,7 +10,7 @@ import pytest
 
 from mailgate.ledger import Ledger, Seat
 from mailgate.ledger.table import BUCKET, LAYOUT, MAGIC
-from tests.ledger.test_seat import child, ended
+from tests.support.children import child, ended
 
 
 @pytest.fixture

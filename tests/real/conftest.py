@@ -7,8 +7,9 @@ import json
 import socket
 import ssl
 import tempfile
+import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +23,14 @@ from tests.support.servers import Dovecot, Program, dovecot, free_ports, mailgat
 CLIENT_LEGS = {"implicit": "implicit", "starttls": "starttls", "plain": "off"}
 USERS = 400
 UPSTREAM_LEGS = ("off", "implicit", "starttls")
+
+
+def soon(true: Callable[[], bool]) -> None:
+    """Wait until something is true, for some time at most."""
+    deadline = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 @dataclass

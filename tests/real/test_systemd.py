@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
-import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -35,23 +33,6 @@ os.execv(sys.executable, [sys.executable, *sys.argv[2 + count :]])
 """What systemd does between fork and exec."""
 
 
-class Started(Program):
-    """A program that is given open files."""
-
-    def __init__(self, command: Sequence[str], folder: Path, env: dict[str, str], descriptors: Sequence[int]) -> None:
-        self.log = folder / "mailgate.out"
-        self._file = self.log.open("wb")
-        self.process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=self._file,
-            stderr=subprocess.STDOUT,
-            cwd=folder,
-            env=os.environ | env,
-            pass_fds=descriptors,
-        )
-
-
 class Systemd:
     """What is there before a service and stays behind it: its listening sockets, and who hears of it."""
 
@@ -66,7 +47,8 @@ class Systemd:
         descriptors = [sock.fileno() for sock in sockets.values()]
         words = [str(len(descriptors)), *map(str, descriptors), "-m", "mailgate", "run", "mailgate.toml"]
         variables = {"NOTIFY_SOCKET": str(self.folder / "notify"), "LISTEN_FDNAMES": ":".join(sockets)}
-        program = Started([sys.executable, "-c", START, *words], self.folder, variables, descriptors)
+        command = [sys.executable, "-c", START, *words]
+        program = Program(command, self.folder, "mailgate", variables, descriptors)
         try:
             yield program
         finally:

@@ -6,23 +6,16 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from tests.real.conftest import Gateway
+from tests.real.conftest import Gateway, soon
 from tests.support.servers import Dovecot, free_ports, mailgate
 
 pytestmark = pytest.mark.real
-
-
-def soon(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 class House:

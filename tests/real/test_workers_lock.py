@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.real.conftest import Gateway
-from tests.real.test_workers_limits import House, soon
+from tests.real.conftest import Gateway, soon
+from tests.real.test_workers_limits import House
 from tests.support.servers import Dovecot, Program, free_ports
 
 pytestmark = pytest.mark.real

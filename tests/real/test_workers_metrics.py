@@ -6,23 +6,14 @@ import contextlib
 import imaplib
 import os
 import signal
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.real.conftest import Gateway
+from tests.real.conftest import Gateway, soon
 from tests.support.servers import Dovecot, free_ports, mailgate
 
 pytestmark = pytest.mark.real
-
-
-def soon(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_nothing_that_was_counted_is_lost_with_a_worker(

@@ -14,7 +14,10 @@ from mailgate.model import Side
 from mailgate.session.relay import End
 from mailgate.wire.relay import CopyRelay, RelayCore
 from tests.support.yard import (
+    BYE,
+    FLOOD,
     Link,
+    bye,
     command,
     imap_core,
     raw_socket,
@@ -23,23 +26,10 @@ from tests.support.yard import (
     reset,
     send_at_once,
     serving,
+    transports,
 )
 
 pytestmark = pytest.mark.usefixtures("way")
-
-TRANSPORTS = [("", False), ("", True), ("client upstream", False), ("client upstream", True)]
-"""TLS and TCP, or Unix sockets."""
-
-BYE = b"* BYE\r\n"
-FLOOD = b"* 1 FETCH (BODY[] {600000}\r\n%b)\r\n" % (b"x" * 600_000)
-
-
-def bye(reason: str) -> bytes:
-    return BYE
-
-
-transports = pytest.mark.parametrize(("tls", "tcp"), TRANSPORTS, ids=["unix", "tcp", "tls-unix", "tls-tcp"])
-
 
 # -------------------------------------------------------------------- the client
 

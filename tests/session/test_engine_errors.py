@@ -15,8 +15,10 @@ from mailgate.model import Peer, Protocol, Session, Side
 from mailgate.session.relay import End, Relay
 from mailgate.wire.relay import CopyRelay
 from tests.support.yard import (
+    BYE,
     Link,
     Yard,
+    bye,
     command,
     descriptors,
     imap_core,
@@ -26,26 +28,10 @@ from tests.support.yard import (
     read_all,
     reset,
     serving,
+    transports,
 )
 
 pytestmark = pytest.mark.usefixtures("way")
-
-TRANSPORTS = [("", False), ("", True), ("client upstream", False), ("client upstream", True)]
-"""TLS and TCP, or Unix sockets."""
-
-BYE = b"* BYE\r\n"
-FLOOD = b"* 1 FETCH (BODY[] {600000}\r\n%b)\r\n" % (b"x" * 600_000)
-
-
-def bye(reason: str) -> bytes:
-    return BYE
-
-
-transports = pytest.mark.parametrize(("tls", "tcp"), TRANSPORTS, ids=["unix", "tcp", "tls-unix", "tls-tcp"])
-
-
-# -------------------------------------------------------------------- the client
-
 
 # -------------------------------------------------------------------- ends from within the gateway
 

@@ -28,9 +28,16 @@ def free_ports(count: int) -> list[int]:
 
 
 class Program:
-    """A child process that serves on ports; its output goes to ``log``."""
+    """A child process that serves on ports; its output goes to ``log``, and it is given some open ``descriptors``."""
 
-    def __init__(self, command: Sequence[str], folder: Path, name: str, env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        folder: Path,
+        name: str,
+        env: dict[str, str] | None = None,
+        descriptors: Sequence[int] = (),
+    ) -> None:
         self.log = folder / f"{name}.out"
         self._file = self.log.open("wb")
         self.process = subprocess.Popen(
@@ -40,6 +47,7 @@ class Program:
             stderr=subprocess.STDOUT,
             cwd=folder,
             env=os.environ | (env or {}),
+            pass_fds=descriptors,
         )
 
     @property

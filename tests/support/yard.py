@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+import pytest
 import trio
 import trio.testing
 
@@ -26,6 +27,19 @@ from mailgate.wire.relay_pop3 import Pop3Relay
 from tests.support.certificates import contexts
 
 Far = trio.SocketStream | trio.SSLStream[trio.SocketStream]
+
+TRANSPORTS = [("", False), ("", True), ("client upstream", False), ("client upstream", True)]
+"""TLS and TCP, or Unix sockets."""
+
+transports = pytest.mark.parametrize(("tls", "tcp"), TRANSPORTS, ids=["unix", "tcp", "tls-unix", "tls-tcp"])
+
+BYE = b"* BYE\r\n"
+FLOOD = b"* 1 FETCH (BODY[] {600000}\r\n%b)\r\n" % (b"x" * 600_000)
+
+
+def bye(reason: str) -> bytes:
+    """Say goodbye, whatever the reason."""
+    return BYE
 
 
 def imap_core(decide: Callable[[str], Verdict] = lambda verb: ALLOW) -> ImapRelay:
