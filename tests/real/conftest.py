@@ -67,8 +67,7 @@ class Gateway:
 
     def sessions(self) -> list[dict[str, object]]:
         """Return the log's lines of ended sessions."""
-        lines = (json.loads(line) for line in self.program.output().splitlines() if line.startswith("{"))
-        return [line for line in lines if line["event"] == "session"]
+        return [line for line in self.program.records() if line["event"] == "session"]
 
     def peak(self) -> int:
         """Return the largest resident memory of all processes since :meth:`forget_peak`, in bytes."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import imaplib
-import json
 import poplib
 import signal
 import socket
@@ -194,7 +193,7 @@ def test_clients_notice_no_reload(
         assert (house.reloads("ok"), house.reloads("refused")) == (RELOADS // 2, RELOADS // 2)
         sessions = house.gateway.sessions()
         assert {line["reason"] for line in sessions if line["user"] is not None} == {"logged_out"}
-        said = [json.loads(line)["problem"] for line in program.output().splitlines() if REFUSED in line]
+        said = [line["problem"] for line in program.records() if line["event"] == REFUSED]
         assert {problem.partition(" ")[0] for problem in said} >= {"line", "hostname", "limit:", "listener[3].bind[0]"}
 
         def by_hand() -> subprocess.CompletedProcess[str]:

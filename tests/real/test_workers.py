@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import imaplib
-import json
 import os
 import signal
 import socket
@@ -65,8 +64,9 @@ class House:
             return lines.readline().decode()
 
     def log(self, event: str, *, debug: bool = False) -> list[dict[str, Any]]:
-        lines = (json.loads(line) for line in self.program.output().splitlines() if line.startswith("{"))
-        return [line for line in lines if line["event"] == event and (line["level"] == "debug") == debug]
+        return [
+            line for line in self.program.records() if line["event"] == event and (line["level"] == "debug") == debug
+        ]
 
     def pid(self, worker: int) -> int:
         """Return the pid of the worker that had a number first."""

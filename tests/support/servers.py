@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pwd
 import signal
@@ -13,6 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 START_SECONDS = 20.0
 STOP_SECONDS = 20.0
@@ -57,6 +59,11 @@ class Program:
     def output(self) -> str:
         """Return what the program has printed so far."""
         return self.log.read_text("utf-8", "replace")
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return the lines of its log in JSON that are written to their ends."""
+        whole = self.output().rpartition("\n")[0]
+        return [json.loads(line) for line in whole.splitlines() if line.startswith("{")]
 
     def wait_for(self, ports: Sequence[int]) -> None:
         """Wait until every port accepts connections."""
