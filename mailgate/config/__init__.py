@@ -26,6 +26,7 @@ from mailgate.config.models import (
     UpstreamTlsMode,
 )
 from mailgate.config.pattern import Pattern
+from mailgate.config.pop3 import Pop3Policy, Pop3Settings, Pop3Store
 from mailgate.config.read import load, parse
 from mailgate.config.show import json_schema, reference
 from mailgate.config.values import Endpoint, KeyFile, Network, SecretSource
@@ -45,6 +46,9 @@ __all__ = [
     "Network",
     "Pattern",
     "Pool",
+    "Pop3Policy",
+    "Pop3Settings",
+    "Pop3Store",
     "Profile",
     "RouteRule",
     "SecretSource",

@@ -24,10 +24,15 @@ if TYPE_CHECKING:
         Listener,
         Metrics,
         Pool,
+        Pop3Policy,
+        Pop3Settings,
         RouteRule,
         TraceSettings,
         UpstreamTls,
     )
+
+UNTRANSLATED = (Protocol.IMAP, Protocol.POP3)
+"""What a client speaks and what its server does, where nothing stands between: a maildrop has no mailboxes."""
 
 # RFC 9051 §5.4 and RFC 1939 §3: an autologout timer lasts at least 30 and 10 minutes.
 IDLE_MINIMUM = {Protocol.IMAP: 1800.0, Protocol.POP3: 600.0}
@@ -52,6 +57,7 @@ class Draft:
     limits: LimitSettings | None = None
     metrics: Metrics | None = None
     trace: TraceSettings | None = None
+    pop3: Pop3Settings | None = None
     complete: bool = True
 
 
@@ -72,6 +78,8 @@ def problems(draft: Draft) -> Iterator[ConfigProblem]:
     yield from _routes(draft)
     if draft.limits is not None:
         yield from _limits(draft.limits)
+    if draft.pop3 is not None:
+        yield from _pop3(draft.pop3, draft)
     if draft.trace is not None and draft.trace.directory is not None and not draft.has_admin:
         yield ConfigProblem(
             "trace.directory",
@@ -256,13 +264,42 @@ def _routes(draft: Draft) -> Iterator[ConfigProblem]:
         yield from _mismatches(draft)
 
 
+def _pop3(settings: Pop3Settings, draft: Draft) -> Iterator[ConfigProblem]:
+    policies: dict[str, Pop3Policy] = {"pop3": settings}
+    for index, rule in draft.routes.items():
+        if rule.pop3 is None:
+            continue
+        policies[f"route[{index}].pop3"] = rule.pop3
+        pool = draft.pools.get(rule.pool)
+        if pool is not None and pool.protocol is not Protocol.IMAP:
+            yield ConfigProblem(
+                f"route[{index}].pop3", "", f'has no effect: pool "{pool.name or rule.pool}" speaks pop3'
+            )
+    if settings.store is not None:
+        return
+    needs = {
+        "max_age": "a message that was shown once must stay",
+        "max_messages": "a message that was shown once must stay",
+        "size": "what was seen must be kept",
+    }
+    for path, policy in policies.items():
+        for option, why in needs.items():
+            value = getattr(policy, option)
+            if value and value not in ("trust", "exact"):
+                yield ConfigProblem(
+                    f"{path}.{option}",
+                    text(value) if isinstance(value, str) else str(value),
+                    f"{why}, so this needs a place to remember: add [pop3.store] with path = …",
+                )
+
+
 def _mismatches(draft: Draft) -> Iterator[ConfigProblem]:
-    """Yield the routes that would send a client's protocol to servers that speak another."""
+    """Yield the routes that would send IMAP clients to servers that speak POP3: the other way is translated."""
     rules = dict(draft.routes)
     if not rules and len(draft.pools) == 1 == len(draft.pool_names):
         name, pool = next(iter(draft.pools.items()))
         for index, listener in draft.listeners.items():
-            if listener.protocol != pool.protocol:
+            if (listener.protocol, pool.protocol) == UNTRANSLATED:
                 yield ConfigProblem(
                     f"listener[{index}].protocol",
                     text(listener.protocol),
@@ -274,7 +311,7 @@ def _mismatches(draft: Draft) -> Iterator[ConfigProblem]:
     for listener in draft.listeners.values():
         for index, rule in reached_by(listener, rules.items()):
             target = draft.pools.get(rule.pool)
-            if target is None or target.protocol == listener.protocol or index in told:
+            if target is None or (listener.protocol, target.protocol) != UNTRANSLATED or index in told:
                 continue
             told.add(index)
             yield ConfigProblem(

@@ -16,6 +16,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from mailgate.config.pattern import Pattern
+from mailgate.config.pop3 import Pop3Policy, Pop3Settings, Pop3Store, merged
 from mailgate.config.tls import (
     TLS_BY_PORT,
     KeyPair,
@@ -250,6 +251,11 @@ class RouteRule(Settings):
     )
     match: Match = Field(default_factory=Match, json_schema_extra=shown("everyone"), description="Whom it takes.")
     pool: str = Field(description="The pool that the logins go to.")
+    pop3: Pop3Policy | None = Field(
+        default=None,
+        json_schema_extra=shown("as in [pop3]"),
+        description="How its POP3 clients are served where the pool speaks imap.",
+    )
 
 
 class LimitSettings(Settings):
@@ -381,6 +387,7 @@ class Config(Settings):
         json_schema_extra=shown("with a single pool: everyone to it"),
         description="Which login goes where.",
     )
+    pop3: Pop3Settings = Field(default_factory=Pop3Settings, description="POP3 clients on IMAP servers.")
     limits: LimitSettings = Field(default_factory=LimitSettings, description="Limits.")
     metrics: Metrics | None = Field(default=None, description="Metrics and health over HTTP.")
     admin: Admin | None = Field(default=None, description="Administration over a Unix socket.")
@@ -403,10 +410,19 @@ class Config(Settings):
         if not rules and len(self.pool) == 1:
             rules = (RouteRule(name="default", pool=next(iter(self.pool))),)
         self.__dict__["route"] = tuple(
-            rule if rule.name else rule.model_copy(update={"name": f"route[{index}]"})
+            rule.model_copy(
+                update={
+                    "name": rule.name or f"route[{index}]",
+                    "pop3": None if rule.pop3 is None else merged(self.pop3, rule.pop3),
+                }
+            )
             for index, rule in enumerate(rules)
         )
         return self
+
+    def translates(self, listener: Listener, rule: RouteRule) -> bool:
+        """Whether POP3 clients of this listener are served from IMAP servers by this route."""
+        return listener.protocol is Protocol.POP3 and self.pool[rule.pool].protocol is Protocol.IMAP
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -435,6 +451,9 @@ __all__ = [
     "Match",
     "Metrics",
     "Pool",
+    "Pop3Policy",
+    "Pop3Settings",
+    "Pop3Store",
     "Profile",
     "RouteRule",
     "Server",

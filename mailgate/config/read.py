@@ -20,6 +20,8 @@ from mailgate.config.models import (
     Listener,
     Metrics,
     Pool,
+    Pop3Settings,
+    Pop3Store,
     RouteRule,
     Server,
     TraceSettings,
@@ -131,7 +133,7 @@ def _valid_parts(raw: Mapping[str, Any], base: Path) -> dict[Location, Settings]
             candidates += [((name, pool), item) for pool, item in value.items()]
         else:
             candidates.append(((name,), value))
-    candidates += [((name,), {}) for name in ("limits", "trace") if name not in raw]
+    candidates += [((name,), {}) for name in ("limits", "pop3", "trace") if name not in raw]
     parts: dict[Location, Settings] = {}
     for location, value in candidates:
         model = _model_at(location)
@@ -160,6 +162,8 @@ def _draft(raw: Mapping[str, Any], parts: Mapping[Location, Settings]) -> Draft:
                 draft.limits = part
             case Metrics():
                 draft.metrics = part
+            case Pop3Settings():
+                draft.pop3 = part
             case TraceSettings():
                 draft.trace = part
     listeners, routes, pools = _list(raw, "listener"), _list(raw, "route"), raw.get("pool")
@@ -343,7 +347,7 @@ def _missing_files(path: str, part: Settings) -> Iterator[ConfigProblem]:
     for option, owner, value in _options(path, part):
         if not isinstance(value, Path):
             continue
-        made = isinstance(owner, Admin | TraceSettings)
+        made = isinstance(owner, Admin | Pop3Store | TraceSettings)
         try:
             if made:
                 if not value.parent.is_dir():

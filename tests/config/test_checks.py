@@ -137,19 +137,33 @@ def main_pool(servers: str = '["a.internal:993"]', **options: str) -> str:
             ],
         ),
         (
-            TLS + IMAPS + POP3S + MAIN,
+            TLS + IMAPS + POP3S + POP,
             [
-                'listener[1].protocol = "pop3": the only pool, "main", speaks imap, which is not translated: '
-                "add a pool with protocol = pop3"
+                'listener[0].protocol = "imap": the only pool, "pop", speaks pop3, which is not translated: '
+                "add a pool with protocol = imap"
             ],
         ),
         (
-            TLS + IMAPS + POP3S + MAIN + POP + '[[route]]\npool = "main"',
+            TLS + IMAPS + POP3S + MAIN + POP + '[[route]]\npool = "pop"',
             [
-                'route[0].pool = "main": logins of listener "pop3s" (pop3) come here and the pool '
-                "speaks imap, which is not translated: limit the route with "
-                'match = { protocol = "imap" }, or put a route for pop3 before it'
+                'route[0].pool = "pop": logins of listener "imaps" (imap) come here and the pool '
+                "speaks pop3, which is not translated: limit the route with "
+                'match = { protocol = "pop3" }, or put a route for imap before it'
             ],
+        ),
+        # POP3 clients on IMAP servers.
+        (
+            TLS + POP3S + MAIN + '[pop3]\nmax_age = "30d"\n[[route]]\npool = "main"\npop3 = { size = "cache" }',
+            [
+                "pop3.max_age = 2592000.0: a message that was shown once must stay, so this needs a place to remember: "
+                "add [pop3.store] with path = …",
+                'route[0].pop3.size = "cache": what was seen must be kept, so this needs a place to remember: '
+                "add [pop3.store] with path = …",
+            ],
+        ),
+        (
+            TLS + POP3S + POP + '[[route]]\npool = "pop"\npop3 = { delete = "never" }',
+            ['route[0].pop3: has no effect: pool "pop" speaks pop3'],
         ),
         # Limits and traces.
         (
