@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from mailgate.model import Failure, Session, Side
 
@@ -133,6 +134,18 @@ class CrashedSession(Event):
 
 
 Emit = Callable[[Event], None]
+
+
+class Trace(Protocol):
+    """Where a session's dialogue is written for an administrator; masks credentials by itself."""
+
+    def client(self, data: bytes) -> None:
+        """Note what the client sent."""
+        ...
+
+    def upstream(self, data: bytes) -> None:
+        """Note what the client was sent."""
+        ...
 
 
 def fan_out(observers: tuple[Emit, ...], on_error: Callable[[Emit, BaseException], None]) -> Emit:

@@ -16,7 +16,7 @@ import trio
 
 from mailgate.config import Config, LimitSettings, Listener
 from mailgate.config.checks import reached_by
-from mailgate.events import Emit
+from mailgate.events import Emit, Trace
 from mailgate.model import Login, Route, Session, TlsInfo
 from mailgate.net.tls import ServerTls, Use
 from mailgate.observe.trace import Tracer
@@ -25,7 +25,7 @@ from mailgate.policy.limits import Counts
 from mailgate.routing.static import StaticRouter
 from mailgate.session.dialogue import Services, SignedIn
 from mailgate.session.engine import Engine
-from mailgate.session.relay import Trace, Watch
+from mailgate.session.relay import Watch
 from mailgate.stream import SocketStream
 from mailgate.upstream.pool import ProbeResult, Upstreams
 from mailgate.wire.framing import Limits

@@ -204,6 +204,14 @@ class Side(StrEnum):
     PROXY = "proxy"
 
 
+@dataclass(frozen=True, slots=True)
+class End:
+    """Who ended a session, and why, in one word of a closed set."""
+
+    side: Side
+    reason: str
+
+
 @dataclass(slots=True, eq=False)
 class Session:
     """What is known of one client connection: filled in as it goes, read by observers.

@@ -10,11 +10,10 @@ import trio
 from mailgate import events
 from mailgate.config import Listener
 from mailgate.generation import Generation
-from mailgate.model import Deny, Peer, Protocol, Refusal, Session, Side, State
+from mailgate.model import Deny, End, Peer, Protocol, Refusal, Session, Side, State
 from mailgate.net.tls import HandshakeFailed
 from mailgate.policy import answers
 from mailgate.session.dialogue import SessionOver
-from mailgate.session.relay import End
 from mailgate.session.run import run_session
 from mailgate.stream import SocketStream
 

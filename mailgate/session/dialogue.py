@@ -16,10 +16,11 @@ from typing import Protocol as Interface
 import trio
 
 from mailgate.config import Listener
-from mailgate.events import Emit, LimitStruck, LoginRefused
+from mailgate.events import Emit, LimitStruck, LoginRefused, Trace
 from mailgate.model import (
     BEARER_MECHANISMS,
     Deny,
+    End,
     Login,
     Mechanism,
     Protocol,
@@ -32,7 +33,7 @@ from mailgate.model import (
 from mailgate.policy import answers
 from mailgate.policy.gate import Gate
 from mailgate.session.engine import Engine
-from mailgate.session.relay import End, Trace, Watch
+from mailgate.session.relay import Watch
 from mailgate.stream import ByteStream
 from mailgate.wire import sasl
 from mailgate.wire.framing import BadCommand, Limits, SaslLine

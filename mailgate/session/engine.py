@@ -33,8 +33,8 @@ from typing import Final
 
 import trio
 
-from mailgate.model import Side
-from mailgate.session.relay import NOBODY, End, Relay, Watch
+from mailgate.model import End, Side
+from mailgate.session.relay import NOBODY, Relay, Watch
 from mailgate.stream import BURST, LONE
 from mailgate.wire.relay import Buffer
 

@@ -14,14 +14,13 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Container
-from dataclasses import dataclass
 from typing import Final, Protocol
 
 import trio
 
-from mailgate.events import BytesRelayed, CommandFinished, CrashedSession, Emit
+from mailgate.events import BytesRelayed, CommandFinished, CrashedSession, Emit, Trace
+from mailgate.model import End, Session, Side
 from mailgate.model import Protocol as Mail
-from mailgate.model import Session, Side
 from mailgate.wire.relay import Buffer, RelayCore
 
 SWEEP_SECONDS: Final = 5.0
@@ -33,26 +32,6 @@ SWEPT_AT_ONCE: Final = 500
 
 QUIET_SECONDS: Final = 2.0
 """How long a relay whose commands are not seen must have been silent to count as idle in a drain."""
-
-
-class Trace(Protocol):
-    """Where a session's dialogue is written for an administrator; masks credentials by itself."""
-
-    def client(self, data: bytes) -> None:
-        """Note what the client sent."""
-        ...
-
-    def upstream(self, data: bytes) -> None:
-        """Note what the client was sent."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class End:
-    """Who ended a session, and why, in one word of a closed set."""
-
-    side: Side
-    reason: str
 
 
 class Watch:

@@ -14,12 +14,12 @@ import trio
 from mailgate.config import Listener
 from mailgate.errors import UpstreamFailed
 from mailgate.events import BytesRelayed, LimitStruck, LoginRefused, SessionEstablished
-from mailgate.model import Deny, Login, Protocol, Refusal, Side, State
+from mailgate.model import Deny, End, Login, Protocol, Refusal, Side, State
 from mailgate.policy import answers
 from mailgate.session.dialogue import Connection, Dialogue, Services, SessionOver, SignedIn
 from mailgate.session.imap import ImapDialogue
 from mailgate.session.pop3 import Pop3Dialogue
-from mailgate.session.relay import End, Relay
+from mailgate.session.relay import Relay
 from mailgate.session.streams import Pumps
 from mailgate.stream import SocketStream
 from mailgate.wire.relay import CopyRelay

@@ -15,7 +15,8 @@ from typing import Final
 
 import trio
 
-from mailgate.session.relay import End, Relay, Watch
+from mailgate.model import End
+from mailgate.session.relay import Relay, Watch
 from mailgate.stream import ByteStream
 from mailgate.wire.relay import Buffer
 

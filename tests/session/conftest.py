@@ -14,12 +14,12 @@ import trio
 from mailgate import config
 from mailgate.errors import UpstreamFailed
 from mailgate.events import SessionClosed
-from mailgate.model import ALLOW, Failure, Login, Peer, Protocol, Route, Session, Side, TlsInfo
+from mailgate.model import ALLOW, End, Failure, Login, Peer, Protocol, Route, Session, Side, TlsInfo
 from mailgate.policy.gate import Gate, GateSettings
 from mailgate.session import engine
 from mailgate.session.dialogue import Services, SessionOver
 from mailgate.session.engine import Engine
-from mailgate.session.relay import End, Watch
+from mailgate.session.relay import Watch
 from mailgate.session.run import run_session
 from mailgate.stream import ByteStream, burst_buffer
 from mailgate.wire.framing import Limits

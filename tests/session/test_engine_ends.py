@@ -10,8 +10,7 @@ import pytest
 import trio
 import trio.testing
 
-from mailgate.model import Side
-from mailgate.session.relay import End
+from mailgate.model import End, Side
 from mailgate.wire.relay import CopyRelay, RelayCore
 from tests.support.yard import (
     BYE,

@@ -11,8 +11,8 @@ import trio
 import trio.testing
 
 from mailgate.events import CrashedSession
-from mailgate.model import Peer, Protocol, Session, Side
-from mailgate.session.relay import End, Relay
+from mailgate.model import End, Peer, Protocol, Session, Side
+from mailgate.session.relay import Relay
 from mailgate.wire.relay import CopyRelay
 from tests.support.yard import (
     BYE,

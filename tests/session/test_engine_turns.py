@@ -11,9 +11,8 @@ import trio
 import trio.testing
 
 from mailgate.events import CommandFinished, Event
-from mailgate.model import ALLOW, Delay, Side, Verdict
+from mailgate.model import ALLOW, Delay, End, Side, Verdict
 from mailgate.session.engine import TRIO_SECONDS, _epoll_that_watches
-from mailgate.session.relay import End
 from mailgate.wire.relay import CopyRelay
 from tests.support.yard import Link, Yard, command, imap_core, raw_socket, read, serving
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import trio
 
-from mailgate.model import Failure, Side, State
-from mailgate.session.relay import End
+from mailgate.model import End, Failure, Side, State
 from tests.session.conftest import PLAIN, UPSTREAM, XOAUTH2, SessionOver, TraceDouble, World, on_stage
 from tests.support.dialogue import Stage
 

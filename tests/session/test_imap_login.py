@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import trio
 
-from mailgate.model import Failure, Mechanism, Secret, Side, State
-from mailgate.session.relay import End
+from mailgate.model import End, Failure, Mechanism, Secret, Side, State
 from tests.session.conftest import OAUTHBEARER, PLAIN, UPSTREAM, XOAUTH2, World, b64, on_stage
 from tests.support.dialogue import Stage
 

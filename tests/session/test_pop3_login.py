@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import trio
 
-from mailgate.model import Failure, Mechanism, Secret, Side
-from mailgate.session.relay import End
+from mailgate.model import End, Failure, Mechanism, Secret, Side
 from tests.session.conftest import OAUTHBEARER, PLAIN, XOAUTH2, World, b64, on_stage
 from tests.support.dialogue import Stage
 

@@ -14,9 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mailgate.events import SessionClosed, SessionEstablished
-from mailgate.model import Failure, Side, State
+from mailgate.model import End, Failure, Side, State
 from mailgate.policy.gate import Gate, GateSettings
-from mailgate.session.relay import End
 from tests.session.conftest import World, on_stage, session_for
 from tests.support.dialogue import Mismatch, Stage, shown
 

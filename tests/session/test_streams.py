@@ -11,9 +11,9 @@ import trio
 import trio.testing
 
 from mailgate.events import BytesRelayed, CommandFinished, Event
-from mailgate.model import ALLOW, Delay, Peer, Protocol, Session, Side, Verdict
+from mailgate.model import ALLOW, Delay, End, Peer, Protocol, Session, Side, Verdict
 from mailgate.policy.access import KNOWN_VERBS
-from mailgate.session.relay import End, Relay, Watch
+from mailgate.session.relay import Relay, Watch
 from mailgate.session.streams import Pumps
 from mailgate.stream import ByteStream, SocketStream, TrioStream, burst_buffer
 from mailgate.wire.relay import CopyRelay, RelayCore

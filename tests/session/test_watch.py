@@ -5,8 +5,8 @@ from __future__ import annotations
 import trio
 
 from mailgate.events import BytesRelayed, Event
-from mailgate.model import Peer, Protocol, Session, Side
-from mailgate.session.relay import SWEEP_SECONDS, SWEPT_AT_ONCE, End, Relay, Watch
+from mailgate.model import End, Peer, Protocol, Session, Side
+from mailgate.session.relay import SWEEP_SECONDS, SWEPT_AT_ONCE, Relay, Watch
 from mailgate.wire.relay import CopyRelay
 
 

@@ -16,10 +16,10 @@ import trio
 import trio.testing
 
 from mailgate.events import CommandFinished, CrashedSession, Event
-from mailgate.model import ALLOW, Peer, Protocol, Session, Verdict
+from mailgate.model import ALLOW, End, Peer, Protocol, Session, Verdict
 from mailgate.policy.access import KNOWN_VERBS
 from mailgate.session.engine import Engine
-from mailgate.session.relay import End, Relay, Watch
+from mailgate.session.relay import Relay, Watch
 from mailgate.stream import SocketStream, burst_buffer
 from mailgate.wire.relay import RelayCore
 from mailgate.wire.relay_imap import ImapRelay
