@@ -29,7 +29,7 @@ from mailgate.drain import drain, thin_out
 from mailgate.errors import ConfigError, MailgateError, UpstreamFailed
 from mailgate.generation import Generation, Lasting
 from mailgate.heritage import LEAVE, Heritage, Load, Logger, Relog, allow_files, refusing
-from mailgate.ledger import Seat
+from mailgate.ledger import LoginDelays, MaildropLocks, Register, Seat
 from mailgate.model import Peer, Protocol, Session, State
 from mailgate.net.listener import serve, take_waiting
 from mailgate.observe import log
@@ -115,7 +115,17 @@ class Gateway:
         self._uncounted = False
         buffer = burst_buffer()
         self.engine = Engine(buffer, self.watch)
-        self._lasting = Lasting(self.emit, self.watch, self.engine, self.tracer, buffer, self._seat)
+        register = heritage.register if heritage is not None else Register.create()
+        self._lasting = Lasting(
+            emit=self.emit,
+            watch=self.watch,
+            engine=self.engine,
+            tracer=self.tracer,
+            buffer=buffer,
+            counts=self._seat,
+            maildrops=MaildropLocks(register, bus),
+            login_delays=LoginDelays(register),
+        )
         if heritage is None:
             self.current = Generation(config, self._lasting, Upstreams(config, self._tell_of_upstream))
         else:

@@ -17,6 +17,7 @@ import trio
 from mailgate.config import Config, LimitSettings, Listener
 from mailgate.config.checks import reached_by
 from mailgate.events import Emit, Trace
+from mailgate.ledger import LoginDelays, MaildropLocks
 from mailgate.model import Login, Route, Session, TlsInfo
 from mailgate.net.tls import ServerTls, Use
 from mailgate.observe.trace import Tracer
@@ -38,7 +39,8 @@ LINGER_SECONDS: Final = 5.0
 class Lasting:
     """What outlives every configuration and serves the sessions of all of them.
 
-    ``counts`` are what the gates of several workers count together; None where this process is alone.
+    ``counts`` are what the gates of several workers count together; None where this process is alone. ``maildrops`` and
+    ``login_delays`` are those of all workers where there are several.
     """
 
     emit: Emit
@@ -47,6 +49,8 @@ class Lasting:
     tracer: Tracer
     buffer: bytearray
     counts: Counts | None
+    maildrops: MaildropLocks
+    login_delays: LoginDelays
 
 
 class Generation:

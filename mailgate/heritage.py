@@ -15,7 +15,7 @@ from mailgate.config import Config, Log
 from mailgate.doors import Door
 from mailgate.errors import ConfigError, ConfigProblem, MailgateError
 from mailgate.events import Emit, Event
-from mailgate.ledger import Ledger
+from mailgate.ledger import Ledger, Register
 from mailgate.net.tls import ServerTls
 from mailgate.observe.cells import SharedCells
 from mailgate.upstream.pool import Upstreams
@@ -51,7 +51,8 @@ class Ear:
 class Heritage:
     """What a worker has from the supervisor; ``slot`` is its number, which no other living worker has.
 
-    ``cells`` is what all of them count into, each in the part of its slot; the ``ledger`` has the counts of limits.
+    ``cells`` is what all of them count into, each in the part of its slot; the ``ledger`` has the counts of limits,
+    the ``register`` the locks of maildrops and the times of logins.
     """
 
     slot: int
@@ -62,6 +63,7 @@ class Heritage:
     channel: Channel
     cells: SharedCells
     ledger: Ledger
+    register: Register
 
     def named(self, logger: Logger, config: Config) -> Logger:
         """Return a logger whose lines say which worker they are of, where there is more than one."""

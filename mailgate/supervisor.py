@@ -21,14 +21,13 @@ from typing import Any, Final
 
 import mailgate
 from mailgate.config import Config
-from mailgate.doors import Door, Doors, Plan
+from mailgate.doors import Doors, Plan
 from mailgate.errors import ConfigError, MailgateError
-from mailgate.garbage import spare_what_lasts
+from mailgate.forking import HEARD, STOPS, fork
 from mailgate.generation import server_tls
 from mailgate.heritage import (
     LEAVE,
     Ear,
-    Heritage,
     Load,
     Logger,
     Relog,
@@ -38,14 +37,13 @@ from mailgate.heritage import (
 from mailgate.inherited import Inherited
 from mailgate.lockwatch import LockWatch
 from mailgate.net.listener import ListenError
-from mailgate.observe.log import flush
 from mailgate.observe.metrics import SupervisorMetrics
 from mailgate.reloading import Made, Reloads
 from mailgate.service import Service
 from mailgate.upgrade import Upgrades, shared, too_many
 from mailgate.upstream.pool import Upstreams
 from mailgate.workers.handover import Handover, taken
-from mailgate.workers.packets import Channel, Message, channels
+from mailgate.workers.packets import Message
 from mailgate.workers.questions import Questions
 from mailgate.workers.restarts import Restarts
 from mailgate.workers.systemd import activated
@@ -61,8 +59,6 @@ LATE_SECONDS: Final = 10.0
 FORK_SECONDS: Final = 1.0
 """How long to wait when the system has no memory, process or descriptor left for another worker."""
 
-_HEARD: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2, signal.SIGCHLD)
-_STOPS: Final = (signal.SIGTERM, signal.SIGINT)
 _UNHEEDED: Final = (signal.SIGUSR1,)
 """Signals that would end the process: other mail servers reopen their logs by SIGUSR1, so that scripts send it."""
 
@@ -86,7 +82,7 @@ class Supervisor:
         self.workers: list[Worker] = []
         self.load = load
         self.relog = relog
-        self._work = work
+        self.work = work
         self.ear = Ear()
         self.doors = Doors()
         self.made = Made(config, Upstreams(config, self.ear))
@@ -101,7 +97,7 @@ class Supervisor:
         self.stopping = False
         self._stop_by = 0.0
         self.slots = handed.slots if handed is not None else max(SLOTS, 3 * config.workers)
-        self.cells, self.ledger = shared(self.slots, config.limits.sessions, handed)
+        self.cells, self.ledger, self.register = shared(self.slots, config.limits.sessions, handed)
         self._lock = LockWatch(self)
         self.metrics = SupervisorMetrics(self.cells)
         self._handed = handed
@@ -189,12 +185,12 @@ class Supervisor:
     @contextlib.contextmanager
     def _hearing(self) -> Iterator[None]:
         """Have signals wake the loop instead of ending the process."""
-        before = {number: signal.signal(number, self._on_signal) for number in _HEARD}
+        before = {number: signal.signal(number, self._on_signal) for number in HEARD}
         before |= {number: signal.signal(number, signal.SIG_IGN) for number in _UNHEEDED}
         fd = signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
         try:
             # Whoever started this process may have held it back until it could be heard.
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, _HEARD)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, HEARD)
             yield
         finally:
             signal.set_wakeup_fd(fd)
@@ -204,7 +200,7 @@ class Supervisor:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         # The wakeup socket only wakes: it is full when hundreds come while something takes long, and none may be lost.
         self._came.append(number)
-        if number in _STOPS:
+        if number in STOPS:
             self._reloads.break_off()
 
     def _turn(self) -> None:
@@ -278,7 +274,7 @@ class Supervisor:
                 self._say("signal", number=number)
             elif number == signal.SIGUSR2:
                 self._upgrades.want()
-            elif number in _STOPS:
+            elif number in STOPS:
                 self._stop(number)
 
     def _stop(self, number: int) -> None:
@@ -343,59 +339,16 @@ class Supervisor:
         worker.leave_by = time.monotonic() + self.config.shutdown.drain + LATE_SECONDS
 
     def _fork(self) -> None:
-        slot = min(self._lock.free_slots())
-        ours, theirs = channels()
-        pid = -1
-        # The child must not write a signal of its own into the socket that wakes this process.
-        signal.pthread_sigmask(signal.SIG_BLOCK, _HEARD)
-        try:
-            flush()
-            pid = os.fork()
-            if not pid:
-                ours.close()
-                self._be_worker(slot, theirs)
-        finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, _HEARD)
-            theirs.close()
-            if pid < 0:
-                ours.close()
-        self.workers.append(Worker(slot, pid, ours, time.monotonic()))
-        self.log.debug("a worker begins", worker=slot, pid=pid)
+        worker = fork(self, min(self._lock.free_slots()))
+        self.workers.append(worker)
+        self.log.debug("a worker begins", worker=worker.slot, pid=worker.pid)
 
-    def _be_worker(self, slot: int, channel: Channel) -> None:
-        """Be the worker, in the process that was just forked, which ends here."""
-        status = 1
-        logger = self.log
-        try:
-            for number in _STOPS:
-                # They reach every process of a terminal's group or a service's; the supervisor says what they mean.
-                signal.signal(number, signal.SIG_IGN)
-            for number in (signal.SIGHUP, signal.SIGUSR2, signal.SIGQUIT):
-                signal.signal(number, signal.SIG_IGN)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            signal.set_wakeup_fd(-1)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, _HEARD)
-            for worker in self.workers:
-                worker.channel.close()
-            self._wakeup.close()
-            self._waker.close()
-            # What the supervisor made is hardly ever searched here, so its pages stay shared.
-            spare_what_lasts()
-            doors = [Door(door.place, door.socket) for door in self.doors.open]
-            made = self.made
-            heritage = Heritage(slot, doors, made.tls, made.upstreams, self.ear, channel, self.cells, self.ledger)
-            logger = heritage.named(self.log, made.config)
-            self._work(made.config, logger, heritage)
-            status = 0
-        except (MailgateError, OSError) as error:
-            channel.put({"word": "failed", "error": str(error)})
-        except BaseException as error:
-            logger.error("a worker met an error of mailgate's own", exc_info=error)
-        finally:
-            with contextlib.suppress(Exception):
-                flush()
-            # What the parent would do at its end is not for this process to do.
-            os._exit(status)
+    def disown(self) -> None:
+        """Let go, in a worker that has just been forked, of what is the supervisor's alone."""
+        for worker in self.workers:
+            worker.channel.close()
+        self._wakeup.close()
+        self._waker.close()
 
     def _reap(self) -> None:
         for worker in list(self.workers):
@@ -483,11 +436,11 @@ class Supervisor:
     @contextlib.contextmanager
     def holding_signals(self) -> Iterator[bool]:
         """Hold back the signals that the supervisor hears; the value is whether one came before, not yet obeyed."""
-        signal.pthread_sigmask(signal.SIG_BLOCK, _HEARD)
+        signal.pthread_sigmask(signal.SIG_BLOCK, HEARD)
         try:
             yield bool(select.select([self._wakeup], [], [], 0)[0])
         finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, _HEARD)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, HEARD)
 
 
 def _name(number: int) -> str:

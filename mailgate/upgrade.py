@@ -21,7 +21,7 @@ from typing import IO, TYPE_CHECKING, Final
 
 import mailgate
 from mailgate.errors import ConfigProblem
-from mailgate.ledger import Ledger
+from mailgate.ledger import Ledger, Register
 from mailgate.observe.cells import SharedCells
 from mailgate.workers.handover import (
     VARIABLE,
@@ -265,7 +265,12 @@ class Upgrades:
         by_pid = {worker.pid: worker for worker in workers}
         self._wanted = [(by_pid[pid], number) for pid, number in handed.wanted if pid in by_pid]
         # Of what is used of these there are copies.
-        for descriptor in (handed.cells, *handed.ledger, *(one.descriptor for one in handed.sockets)):
+        for descriptor in (
+            handed.cells,
+            *handed.ledger,
+            *handed.maildrops,
+            *(one.descriptor for one in handed.sockets),
+        ):
             os.close(descriptor)
         return workers
 
@@ -316,6 +321,7 @@ def handover(supervisor: Supervisor, *, trial: bool, wanted: Wanted | None = Non
         workers=tuple(_handed(worker) for worker in supervisor.workers),
         ledger=tuple(supervisor.ledger.descriptors),
         cells=supervisor.cells.descriptor,
+        maildrops=tuple(supervisor.register.descriptors),
         wanted=tuple((worker.pid, number) for worker, number in wanted or ()),
     )
 
@@ -345,14 +351,15 @@ def _worker(handed: HandedWorker) -> Worker:
     return Worker(handed.slot, handed.pid, channel, handed.began, state, leave_by=leave_by)
 
 
-def shared(slots: int, sessions: int, handed: Handover | None) -> tuple[SharedCells, Ledger]:
-    """Return what workers count in, an earlier program's where that is laid out as this one's.
+def shared(slots: int, sessions: int, handed: Handover | None) -> tuple[SharedCells, Ledger, Register]:
+    """Return what workers share, an earlier program's where that is laid out as this one's.
 
     A trial gets cells of its own, since to open one's part is to write into it. Raises OSError.
     """
     cells = SharedCells.adopt(handed.cells, slots) if handed is not None and not handed.trial else None
     ledger = _adopted(handed.ledger, slots) if handed is not None else None
-    return cells or SharedCells(slots), ledger or Ledger.create(slots, sessions)
+    register = Register.adopt(handed.maildrops) if handed is not None else None
+    return cells or SharedCells(slots), ledger or Ledger.create(slots, sessions), register or Register.create()
 
 
 def _adopted(descriptors: Sequence[int], slots: int) -> Ledger | None:

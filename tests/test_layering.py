@@ -31,6 +31,7 @@ COMPOSES = {
     "app",
     "administration",
     "supervisor",
+    "forking",
     "heritage",
     "upgrade",
     "service",

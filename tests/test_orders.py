@@ -20,7 +20,7 @@ from mailgate.config import Config, Endpoint
 from mailgate.doors import Doors
 from mailgate.errors import ConfigError, MailgateError
 from mailgate.heritage import LEAVE, Ear, Heritage
-from mailgate.ledger import Ledger
+from mailgate.ledger import Ledger, Register
 from mailgate.observe import log
 from mailgate.observe.cells import SharedCells
 from mailgate.upstream.pool import Upstreams
@@ -79,7 +79,7 @@ async def working(config: Config) -> AsyncIterator[Ordered]:
     output, ear, cells, ledger = io.StringIO(), Ear(), SharedCells(2), Ledger.create(2, 100)
     ours, theirs = channels()
     doors = Doors().plan(config).opened
-    heritage = Heritage(0, doors, None, Upstreams(config, ear), ear, theirs, cells, ledger)
+    heritage = Heritage(0, doors, None, Upstreams(config, ear), ear, theirs, cells, ledger, Register.create())
     gateway = Gateway(config, log.configure("json", "info", output), heritage=heritage)
     with trio.fail_after(10):
         async with trio.open_nursery() as nursery:

@@ -28,6 +28,7 @@ from mailgate.upgrade import Upgrades, handover, rehearse, shared
 from mailgate.workers.handover import VARIABLE, Handover, received
 from mailgate.workers.packets import Channel
 from tests.support.gateway import logging_as_before  # noqa: F401
+from tests.support.locker import locker
 from tests.support.servers import free_ports
 from tests.support.supervisor import House, said, text
 
@@ -292,6 +293,7 @@ def copied(handed: Handover) -> Handover:
         update={
             "cells": os.dup(handed.cells),
             "ledger": tuple(map(os.dup, handed.ledger)),
+            "maildrops": tuple(map(os.dup, handed.maildrops)),
             "sockets": tuple(one.model_copy(update={"descriptor": os.dup(one.descriptor)}) for one in handed.sockets),
             "workers": tuple(one.model_copy(update={"channel": os.dup(one.channel)}) for one in handed.workers),
         }
@@ -383,12 +385,15 @@ def test_one_that_does_not_leave_in_time_is_killed(taking: Taking, monkeypatch: 
 
 def test_counts_are_an_earlier_programs_where_they_are_laid_out_alike(house: Upgrading) -> None:
     handed = copied(handover(house.supervisor, trial=False))
-    cells, ledger = shared(handed.slots, 10, handed)
+    cells, ledger, register = shared(handed.slots, 10, handed)
     assert os.fstat(cells.descriptor).st_ino == os.fstat(handed.cells).st_ino
     assert os.fstat(ledger.descriptors[0]).st_ino == os.fstat(handed.ledger[0]).st_ino
-    trial, _ = shared(handed.slots, 10, handed.model_copy(update={"trial": True}))
+    assert os.fstat(register.descriptors[1]).st_ino == os.fstat(handed.maildrops[1]).st_ino
+    trial, *_ = shared(handed.slots, 10, handed.model_copy(update={"trial": True}))
     assert os.fstat(trial.descriptor).st_ino != os.fstat(handed.cells).st_ino
-    new_cells, new_ledger = shared(handed.slots + 1, 10, handed)
+    # What an earlier program that knew nothing of maildrops has handed over has none.
+    new_cells, new_ledger, new_register = shared(handed.slots + 1, 10, handed.model_copy(update={"maildrops": ()}))
+    assert new_register.place(b"joe") != register.place(b"joe")
     assert isinstance(new_cells, SharedCells)
     assert isinstance(new_ledger, Ledger)
     assert (new_cells.workers, new_ledger.slots) == (handed.slots + 1, handed.slots + 1)
@@ -396,6 +401,16 @@ def test_counts_are_an_earlier_programs_where_they_are_laid_out_alike(house: Upg
         one.close()
     for descriptor in handed.descriptors:
         os.close(descriptor)
+
+
+def test_maildrops_of_former_workers_stay_locked(house: Upgrading, taking: Taking) -> None:
+    before, after = house.supervisor.register, taking.supervisor.register
+    with locker(before) as former:
+        assert former.lock(before.place(b"joe"))
+        assert not after.lock(after.place(b"joe"))
+        before.note(b"joe", 100.0)
+        assert after.remaining(b"joe", 110.0, 60.0) == 50.0
+    assert after.lock(after.place(b"joe")), "it ended with its session"
 
 
 @pytest.fixture

@@ -86,12 +86,13 @@ class Handover(_Facts):
     workers: tuple[HandedWorker, ...]
     ledger: tuple[int, ...]
     cells: int
+    maildrops: tuple[int, ...] = ()
     wanted: tuple[tuple[int, int], ...] = ()
 
     @property
     def descriptors(self) -> list[int]:
         """All descriptors that are handed over."""
-        found = [self.cells, *self.ledger, *(one.descriptor for one in self.sockets)]
+        found = [self.cells, *self.ledger, *self.maildrops, *(one.descriptor for one in self.sockets)]
         for worker in self.workers:
             found += [worker.channel, *worker.incoming_descriptors]
             found += [one for packet in worker.unsent for one in packet.descriptors]
