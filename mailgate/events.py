@@ -118,6 +118,24 @@ class BytesRelayed(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class MaildropClosed(Event):
+    r"""A POP3 client's QUIT changed, or should have changed, mailboxes of an IMAP server, within ``seconds``.
+
+    ``policy`` is the word of the configuration (``expunge``). ``removed`` messages are deleted as that says, ``kept``
+    ones are not or not for certain, of which nothing is known of ``unknown``. ``unseen`` could not be marked \Seen.
+    Told whether or not the client waited for the answer.
+    """
+
+    policy: str
+    removed: int
+    kept: int
+    unknown: int
+    unseen: int
+    detail: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class SessionClosed(Event):
     """A session is over; told exactly once for every ``SessionOpened``."""
 

@@ -78,6 +78,11 @@ HANDSHAKE_FAILURES: Final = _counter(
 )
 HANDSHAKE_SECONDS: Final = _histogram("tls_handshake_duration_seconds", "How long they took.", "listener")
 LIMITS: Final = _counter("limits_struck", "Times that a limit delayed or refused something.", "rule", "action")
+UPDATES: Final = _counter(
+    "maildrop_updates", "QUITs of POP3 clients that changed mailboxes of an IMAP server.", "policy", "result"
+)
+UPDATE_SECONDS: Final = _histogram("maildrop_update_duration_seconds", "How long these QUITs took.")
+DELETIONS: Final = _counter("maildrop_deletions", "Messages that they were to delete.", "policy", "result")
 CRASHES: Final = _counter("session_crashes", "Sessions that ended by an error of the gateway's own.", "protocol")
 ACCEPT_PAUSES: Final = _counter("accept_pauses", "Times that accepting rested: files or memory ran out.")
 LEDGER_OVERFLOWS: Final = _counter(
@@ -121,6 +126,9 @@ FAMILIES: Final = (
     HANDSHAKE_FAILURES,
     HANDSHAKE_SECONDS,
     LIMITS,
+    UPDATES,
+    UPDATE_SECONDS,
+    DELETIONS,
     CRASHES,
     ACCEPT_PAUSES,
     LEDGER_OVERFLOWS,

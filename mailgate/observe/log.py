@@ -169,6 +169,7 @@ class SessionLog:
     hears: Final = frozenset(
         {
             events.SessionClosed,
+            events.MaildropClosed,
             events.LoginRefused,
             events.UpstreamRefused,
             events.TlsFailed,
@@ -216,6 +217,20 @@ class SessionLog:
                 self._log.info("TLS failed", **self._who(session), reason=reason)
             case events.LimitStruck(rule=rule, action=action, seconds=seconds):
                 self._log.info("limit", **self._who(session), rule=rule, action=action, seconds=round(seconds, 3))
+            case events.MaildropClosed():
+                # Whoever asks where a message is finds here which session deleted how many, and how.
+                self._log.log(
+                    logging.WARNING if event.kept else logging.INFO,
+                    "maildrop updated",
+                    **self._who(session),
+                    policy=event.policy,
+                    removed=event.removed,
+                    kept=event.kept,
+                    unknown=event.unknown,
+                    unseen=event.unseen,
+                    detail=event.detail or None,
+                    seconds=round(event.seconds, 3),
+                )
             case events.CrashedSession(error=error):
                 self._log.error("session crashed", **self._who(session), exc_info=error)
 

@@ -93,6 +93,9 @@ class Metrics:
         self._handshake_failures = rows(families.HANDSHAKE_FAILURES)
         self._handshake_seconds = rows(families.HANDSHAKE_SECONDS)
         self._limits = rows(families.LIMITS)
+        self._updates = rows(families.UPDATES)
+        self._update_seconds = rows(families.UPDATE_SECONDS)
+        self._deletions = rows(families.DELETIONS)
         self._crashes = rows(families.CRASHES)
         for protocol in Protocol:
             # These as well exist from the start.
@@ -109,6 +112,7 @@ class Metrics:
             events.UpstreamConnected: self._upstream_connected,
             events.UpstreamRefused: self._upstream_refused,
             events.LimitStruck: self._limit_struck,
+            events.MaildropClosed: self._maildrop_closed,
             events.SessionClosed: self._session_closed,
             events.CrashedSession: self._crashed_session,
         }
@@ -192,6 +196,14 @@ class Metrics:
 
     def _limit_struck(self, event: events.LimitStruck) -> None:
         self._limits[event.rule, event.action][0] += 1.0
+
+    def _maildrop_closed(self, event: events.MaildropClosed) -> None:
+        self._updates[event.policy, "failed" if event.kept else "ok"][0] += 1.0
+        _observe(self._update_seconds[()], event.seconds)
+        counts = {"removed": event.removed, "kept": event.kept - event.unknown, "unknown": event.unknown}
+        for result, count in counts.items():
+            if count:
+                self._deletions[event.policy, result][0] += count
 
     def _session_closed(self, event: events.SessionClosed) -> None:
         session = event.session

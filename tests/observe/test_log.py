@@ -123,6 +123,16 @@ def test_the_line_of_a_session_that_never_said_anything() -> None:
         ),
         (events.TlsFailed(a_session(), "alpn"), "info", {"reason": "alpn"}),
         (
+            events.MaildropClosed(a_session(), "expunge", 5, 0, 0, 0, "", 0.12345),
+            "info",
+            {"policy": "expunge", "removed": 5, "kept": 0, "unknown": 0, "unseen": 0, "detail": None, "seconds": 0.123},
+        ),
+        (
+            events.MaildropClosed(a_session(), "trash", 5, 3, 2, 1, "UpstreamLost", 60),
+            "warning",
+            {"policy": "trash", "removed": 5, "kept": 3, "unknown": 2, "unseen": 1, "detail": "UpstreamLost"},
+        ),
+        (
             events.LimitStruck(a_session(), "half_open", "shed", 1.23456),
             "info",
             {"rule": "half_open", "action": "shed", "seconds": 1.235},

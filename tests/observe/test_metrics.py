@@ -127,6 +127,24 @@ TLS13 = TlsInfo("TLSv1.3", "TLS_AES_128_GCM_SHA256", "mail.example.org")
             [("limits_struck_total", {"rule": "half_open", "action": "shed"}, 1)],
         ),
         (
+            events.MaildropClosed(a_session(), "expunge", 5, 0, 0, 0, "", 0.25),
+            [
+                ("maildrop_updates_total", {"policy": "expunge", "result": "ok"}, 1),
+                ("maildrop_update_duration_seconds_sum", {}, 0.25),
+                ("maildrop_deletions_total", {"policy": "expunge", "result": "removed"}, 5),
+                ("maildrop_deletions_total", {"policy": "expunge", "result": "kept"}, None),
+            ],
+        ),
+        (
+            events.MaildropClosed(a_session(), "trash", 5, 3, 2, 1, "UpstreamLost", 60),
+            [
+                ("maildrop_updates_total", {"policy": "trash", "result": "failed"}, 1),
+                ("maildrop_deletions_total", {"policy": "trash", "result": "removed"}, 5),
+                ("maildrop_deletions_total", {"policy": "trash", "result": "kept"}, 1),
+                ("maildrop_deletions_total", {"policy": "trash", "result": "unknown"}, 2),
+            ],
+        ),
+        (
             events.SessionClosed(a_session(state=State.RELAY), Side.CLIENT, "logged_out", 100),
             [
                 ("sessions_ended_total", IMAPS | {"side": "client", "reason": "logged_out"}, 1),
