@@ -122,3 +122,34 @@ need() {
         say "=================================================================================="
     fi
 }
+
+# unpack FOLDER PACKAGE...: a mail server of Debian's that excludes one that is installed. It is put into
+# .venv/servers/FOLDER with all that it needs and the machine has not, without being installed; no rights are needed.
+unpack() {
+    name=$1
+    shift
+    [ ! -e ".venv/servers/$name/.complete" ] || return 0
+    say "Unpacking Debian's packages into .venv/servers/$name: $*"
+    rm -rf ".venv/servers/$name"
+    mkdir -p ".venv/servers/$name/packages"
+    if (
+        { [ "$(id -u)" != 0 ] || apt-get update; } &&
+            closure=$(apt-get --simulate --no-install-recommends install "$@" | sed -n 's/^Inst \([^ ]*\).*/\1/p') &&
+            [ -n "$closure" ] &&
+            cd ".venv/servers/$name/packages" &&
+            # shellcheck disable=SC2086
+            apt-get download $closure &&
+            for package in *.deb; do
+                dpkg-deb --extract "$package" .. || exit 1
+            done
+    ) >".venv/servers/$name.log" 2>&1; then
+        rm -rf ".venv/servers/$name/packages"
+        : >".venv/servers/$name/.complete"
+    else
+        tail -n 20 ".venv/servers/$name.log" >&2
+        say "=================================================================================="
+        say "NOT UNPACKED: $* (are they in the package lists? apt-get update)"
+        say "The tests that need them are skipped and counted (in CI they fail)."
+        say "=================================================================================="
+    fi
+}

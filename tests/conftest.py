@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -28,6 +29,16 @@ def needed(program: str) -> str:
             pytest.fail(f"{program} is not installed", pytrace=False)
         _missing[program] = _missing.get(program, 0) + 1
         pytest.skip(f"{program} is not installed")
+    return path
+
+
+def needed_folder(path: Path) -> Path:
+    """Return a folder into which scripts/test unpacked something; without it as :func:`needed`."""
+    if not (path / ".complete").exists():
+        if IN_CI:
+            pytest.fail(f"{path.name} is not unpacked", pytrace=False)
+        _missing[path.name] = _missing.get(path.name, 0) + 1
+        pytest.skip(f"{path.name} is not unpacked: scripts/test does that")
     return path
 
 
