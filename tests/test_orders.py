@@ -10,6 +10,7 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from mailgate.observe.cells import SharedCells
 from mailgate.upstream.pool import Upstreams
 from mailgate.workers.packets import Channel, Message, channels
 from tests.support.gateway import NOBODY, Client, logging_as_before, one, unprobed, until  # noqa: F401
+from tests.support.locker import locker
 from tests.support.servers import free_ports
 
 
@@ -120,6 +122,47 @@ async def test_one_that_leaves_accepts_no_more_and_ends_with_its_last_session() 
         assert not worker.ended.is_set()
         await stream.aclose()
         await worker.ended.wait()
+
+
+async def test_a_session_gives_its_maildrop_up_when_another_worker_asks() -> None:
+    (port,) = free_ports(1)
+    async with working(bound(one(NOBODY), port)) as worker:
+        told = trio.Event()
+        maildrops = worker.gateway._lasting.maildrops
+        register = maildrops._register
+        held = await maildrops.take(b"joe", conflict="wait", wait=0.0, give_way=told.set)
+        for ask, place in enumerate((register.place(b"ann"), register.place(b"joe"))):
+            assert not told.is_set()
+            worker.channel.put({"word": "asked", "ask": ask, "kind": "give_way", "facts": {"place": place}})
+            assert await worker.hears("reply") == {"word": "reply", "ask": ask, "answer": {}, "error": ""}
+        assert told.is_set()
+        held.release()
+
+
+async def test_one_that_wants_a_maildrop_of_another_worker_asks_all() -> None:
+    (port,) = free_ports(1)
+    async with working(bound(one(NOBODY), port)) as worker:
+        maildrops = worker.gateway._lasting.maildrops
+        register = maildrops._register
+        place = register.place(b"joe")
+        # Every worker asks what is traced when it begins.
+        assert (await worker.hears("ask"))["kind"] == "traces"
+        with locker(register) as other:
+            assert other.lock(place)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(
+                    partial(maildrops.take, b"joe", conflict="takeover", wait=10.0, give_way=told_nothing)
+                )
+                asked = await worker.hears("ask")
+                assert (asked["kind"], asked["facts"]) == ("give_way", {"place": place})
+                other.unlock(place)
+                worker.channel.put({"word": "answered", "number": asked["number"]})
+        with locker(register) as other:
+            assert not other.lock(place)
+
+
+def told_nothing() -> None:
+    raise AssertionError("nobody wants it")
 
 
 async def test_a_configuration_is_put_into_force_with_the_sockets_that_come_with_it() -> None:
