@@ -52,13 +52,15 @@ class Peers(Protocol):
 class Held:
     """A maildrop that a session has, from :meth:`MaildropLocks.take` to :meth:`release`, or as a context.
 
-    ``waited`` is how many seconds it was waited for.
+    ``waited`` is how many seconds it was waited for, ``told`` whether the session was told to give way, which may
+    happen before it has begun.
     """
 
-    __slots__ = ("_free", "_give_way", "waited")
+    __slots__ = ("_free", "_give_way", "told", "waited")
 
     def __init__(self, give_way: Callable[[], None]) -> None:
         self.waited = 0.0
+        self.told = False
         self._give_way: Callable[[], None] | None = give_way
         self._free: Callable[[], None] | None = None
 
@@ -83,6 +85,7 @@ class Held:
         """Tell the session to end, once, unless it does so already."""
         tell, self._give_way = self._give_way, None
         if tell is not None:
+            self.told = True
             tell()
 
 

@@ -37,7 +37,7 @@ DENIED_COMMAND: Final = Refusal("denied_command", "This command is not available
 
 MAILDROP_IN_USE: Final = Refusal("maildrop_in_use", "Another session has this maildrop open.", "INUSE", "IN-USE")
 LOGIN_DELAY: Final = Refusal("login_delay", "Too soon after the last login.", "LIMIT", "LOGIN-DELAY")
-TAKEN_OVER: Final = Refusal("taken_over", "Another session has taken over this maildrop.", close=True)
+MAILDROP_TAKEN: Final = Refusal("taken_over", "Another session has taken over this maildrop.", close=True)
 
 _TEMPORARY: Final = "The mail server is not available at the moment."
 _BY_FAILURE: Final = {
@@ -68,7 +68,7 @@ COUNTED_REASONS: Final = frozenset({AUTH_FAILED.reason, NO_ROUTE.reason})
 """Refusals that count as a failed login of the session: the ones that guessing would cause."""
 
 _FAREWELLS: Final = {
-    refusal.reason: refusal for refusal in (IDLE, SHUTTING_DOWN, PROCESS_FULL, PROTOCOL, KICKED, TAKEN_OVER)
+    refusal.reason: refusal for refusal in (IDLE, SHUTTING_DOWN, PROCESS_FULL, PROTOCOL, KICKED, MAILDROP_TAKEN)
 }
 
 

@@ -143,12 +143,14 @@ async def test_the_session_that_has_it_is_told_to_give_way(locks: MaildropLocks,
 
 async def test_one_that_does_not_end_is_told_once_and_keeps_it(locks: MaildropLocks, autojump_clock: MockClock) -> None:
     told = []
-    with await take(locks, give_way=lambda: told.append(trio.current_time())):
+    with await take(locks, give_way=lambda: told.append(trio.current_time())) as held:
+        assert not held.told
         for _ in range(2):
             with pytest.raises(InUse) as refused:
                 await take(locks, "takeover")
             assert refused.value.seconds == 10
     assert len(told) == 1
+    assert held.told
 
 
 async def test_one_that_has_read_quit_is_not_disturbed(locks: MaildropLocks, autojump_clock: MockClock) -> None:
@@ -158,6 +160,7 @@ async def test_one_that_has_read_quit_is_not_disturbed(locks: MaildropLocks, aut
         await take(locks, "takeover")
     held.release()
     held.give_way()
+    assert not held.told
 
 
 async def test_of_two_that_take_over_from_a_third_the_first_has_it(
