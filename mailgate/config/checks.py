@@ -275,8 +275,16 @@ def _pop3(settings: Pop3Settings, draft: Draft) -> Iterator[ConfigProblem]:
             yield ConfigProblem(
                 f"route[{index}].pop3", "", f'has no effect: pool "{pool.name or rule.pool}" speaks pop3'
             )
+    several = settings.gateways == "several"
     if settings.store is not None:
+        if several and settings.store.path is not None:
+            yield ConfigProblem(
+                "pop3.store.path",
+                text(settings.store.path),
+                "the other gateways would not know what clients saw here: write url = … of a database that all share",
+            )
         return
+    place = "url" if several else "path"
     needs = {
         "max_age": "a message that was shown once must stay",
         "max_messages": "a message that was shown once must stay",
@@ -289,7 +297,7 @@ def _pop3(settings: Pop3Settings, draft: Draft) -> Iterator[ConfigProblem]:
                 yield ConfigProblem(
                     f"{path}.{option}",
                     text(value) if isinstance(value, str) else str(value),
-                    f"{why}, so this needs a place to remember: add [pop3.store] with path = …",
+                    f"{why}, so this needs a place to remember: add [pop3.store] with {place} = …",
                 )
 
 

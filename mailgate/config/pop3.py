@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Final, Literal
+from urllib.parse import parse_qs, urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
@@ -12,6 +13,9 @@ from mailgate.config.values import FilePath, Flag, Seconds, SecretSource, Settin
 Delete = Literal["expunge", "trash", "flag", "keyword", "never"]
 WithoutUidplus = Literal["refuse", "flag", "shuffle"]
 Conflict = Literal["wait", "refuse", "takeover", "off"]
+
+DATABASES: Final = ("postgresql", "mariadb")
+"""What several gateways can share: the beginnings of URLs."""
 
 _ATOM_SPECIALS = frozenset('(){%*"\\] ')
 
@@ -131,20 +135,40 @@ class Pop3Store(Settings):
     """Where it is kept what POP3 clients once saw: a file of this machine, or a database that gateways share."""
 
     path: FilePath | None = Field(
-        default=None, description="A SQLite database, made when it is not there; for one gateway."
+        default=None, description="A SQLite database on a local disk, made when it is not there; for one gateway."
     )
     url: str | None = Field(
         default=None,
         max_length=1000,
-        description='A database for several gateways, "postgresql://user@host/name" or "mariadb://…", without a '
-        "password.",
+        description='A database for several gateways, "postgresql://user@host/name" or "mariadb://user@host/name", '
+        "without a password; what stands behind ? goes to its driver, such as ?sslmode=verify-full.",
     )
     password: SecretSource | None = Field(default=None, description="Where the database's password is read from.")
+
+    @field_validator("url")
+    @classmethod
+    def _url(cls, url: str | None) -> str | None:
+        if url is None:
+            return None
+        parts = urlsplit(url)
+        if parts.scheme not in DATABASES:
+            raise ValueError(f"a database begins with {' or '.join(f'{name}://' for name in DATABASES)}")
+        if parts.password is not None:
+            raise ValueError('a secret does not stand in the configuration: write store.password = { file = "/path" }')
+        if not parts.path.strip("/"):
+            raise ValueError('the name of the database is missing: "postgresql://user@host/name"')
+        if not 0 < (parts.port or 1) < 65536:
+            raise ValueError("the port must be a number from 1 to 65535")
+        if "options" in parse_qs(parts.query):
+            raise ValueError("options cannot be given: mailgate limits the time of statements by them")
+        return url
 
     @model_validator(mode="after")
     def _one_place(self) -> Pop3Store:
         if (self.path is None) == (self.url is None):
             raise ValueError('give either path = "/file" or url = "postgresql://…"')
+        if self.url is None and self.password is not None:
+            raise ValueError("a password has no effect without url: the file's mode protects it")
         return self
 
 
@@ -158,6 +182,11 @@ class Pop3Settings(Pop3Policy):
         json_schema_extra=shown("no folders in user names"),
         description='The sign behind which a user name may carry a mailbox: with "+", anna+Archive@example.org and '
         "anna@example.org+Archive open Archive.",
+    )
+    gateways: Literal["one", "several"] = Field(
+        default="one",
+        description="Whether the same users are served by this gateway alone or by several, which then must share "
+        "one store. lock and login_delay hold on one machine only.",
     )
     store: Pop3Store | None = Field(
         default=None,

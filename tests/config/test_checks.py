@@ -165,6 +165,20 @@ def main_pool(servers: str = '["a.internal:993"]', **options: str) -> str:
             TLS + POP3S + POP + '[[route]]\npool = "pop"\npop3 = { delete = "never" }',
             ['route[0].pop3: has no effect: pool "pop" speaks pop3'],
         ),
+        (
+            TLS + POP3S + MAIN + '[pop3]\ngateways = "several"\nmax_messages = 500\n[[route]]\npool = "main"',
+            [
+                "pop3.max_messages = 500: a message that was shown once must stay, so this needs a place to remember: "
+                "add [pop3.store] with url = …",
+            ],
+        ),
+        (
+            TLS + POP3S + MAIN + '[pop3]\ngateways = "several"\nstore.path = "/tmp/pop3.sqlite"',
+            [
+                'pop3.store.path = "/tmp/pop3.sqlite": the other gateways would not know what clients saw here: '
+                "write url = … of a database that all share",
+            ],
+        ),
         # Limits and traces.
         (
             SMALLEST + "[limits]\nfailure_delay = 20",

@@ -41,6 +41,16 @@ def test_mailboxes_are_named_once_and_inbox_in_any_case() -> None:
             'pop3.keyword = "a b": a keyword is an IMAP atom such as "$POP3Deleted" (RFC 9051 §2.3.2)',
         ),
         ("store = {}", 'pop3.store: give either path = "/file" or url = "postgresql://…"'),
+        ('store.url = "postgresql://db/x?options=-cstatement_timeout%3D0"', "options cannot be given"),
+        ('store.url = "postgresql://db:65536/x"', "port"),
+        ('store.url = "postgresql://db:one/x"', "port"),
+        ('store.url = "mysql://db/x"', "a database begins with postgresql:// or mariadb://"),
+        (
+            'store.url = "postgresql://gate:s3cret@db/x"',
+            'pop3.store.url = "postgresql://gate:…@db/x": a secret does not stand in the configuration',
+        ),
+        ('store.url = "postgresql://gate@db"', "the name of the database is missing"),
+        ('store = { path = "a", password = { env = "HOME" } }', "a password has no effect without url"),
         ('delete = "trsh"', 'did you mean "trash"?'),
     ],
 )

@@ -30,7 +30,10 @@ def free_ports(count: int) -> list[int]:
 
 
 class Program:
-    """A child process that serves on ports; its output goes to ``log``, and it is given some open ``descriptors``."""
+    """A child process that serves on ports; its output goes to ``log``, and it is given some open ``descriptors``.
+
+    Run by root it may be another ``user``.
+    """
 
     def __init__(
         self,
@@ -39,6 +42,7 @@ class Program:
         name: str,
         env: dict[str, str] | None = None,
         descriptors: Sequence[int] = (),
+        user: str | None = None,
     ) -> None:
         self.log = folder / f"{name}.out"
         self._file = self.log.open("wb")
@@ -50,6 +54,7 @@ class Program:
             cwd=folder,
             env=os.environ | (env or {}),
             pass_fds=descriptors,
+            user=user,
         )
 
     @property
