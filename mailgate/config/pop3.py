@@ -157,7 +157,11 @@ class Pop3Store(Settings):
             raise ValueError('a secret does not stand in the configuration: write store.password = { file = "/path" }')
         if not parts.path.strip("/"):
             raise ValueError('the name of the database is missing: "postgresql://user@host/name"')
-        if not 0 < (parts.port or 1) < 65536:
+        try:
+            valid = parts.port != 0
+        except ValueError:
+            valid = False
+        if not valid:
             raise ValueError("the port must be a number from 1 to 65535")
         if "options" in parse_qs(parts.query):
             raise ValueError("options cannot be given: mailgate limits the time of statements by them")
