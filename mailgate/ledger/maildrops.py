@@ -7,7 +7,8 @@ second. What is told over the bus is only that a session shall give way.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import functools
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final, Literal, Protocol
 
 import trio
@@ -52,17 +53,17 @@ class Peers(Protocol):
 class Held:
     """A maildrop that a session has, from :meth:`MaildropLocks.take` to :meth:`release`, or as a context.
 
-    ``waited`` is how many seconds it was waited for, ``told`` whether the session was told to give way, which may
-    happen before it has begun.
+    ``frees`` free what it is made of. ``waited`` is how many seconds it was waited for, ``told`` whether the session
+    was told to give way, which may happen before it has begun.
     """
 
-    __slots__ = ("_free", "_give_way", "told", "waited")
+    __slots__ = ("_give_way", "frees", "told", "waited")
 
     def __init__(self, give_way: Callable[[], None]) -> None:
         self.waited = 0.0
         self.told = False
+        self.frees: list[Callable[[], None]] = []
         self._give_way: Callable[[], None] | None = give_way
-        self._free: Callable[[], None] | None = None
 
     def __enter__(self) -> Held:
         return self
@@ -77,9 +78,8 @@ class Held:
     def release(self) -> None:
         """Let others have the maildrop; does nothing the second time."""
         self._give_way = None
-        free, self._free = self._free, None
-        if free is not None:
-            free()
+        while self.frees:
+            self.frees.pop()()
 
     def give_way(self) -> None:
         """Tell the session to end, once, unless it does so already."""
@@ -90,7 +90,7 @@ class Held:
 
 
 class _Maildrop:
-    """A maildrop that a session of this process has or waits for; ``sessions`` is how many do either."""
+    """What a session of this process has or waits for; ``sessions`` is how many do either."""
 
     __slots__ = ("holder", "sessions", "turn")
 
@@ -114,19 +114,34 @@ class MaildropLocks:
         return len(self._maildrops)
 
     async def take(self, key: bytes, *, conflict: Conflict, wait: float, give_way: Callable[[], None]) -> Held:
-        """Lock the maildrop ``key``, which all workers call the same: say, its pool, user and folder.
+        """Lock the maildrop ``key``; see :meth:`take_all`."""
+        return await self.take_all((key,), conflict=conflict, wait=wait, give_way=give_way)
 
-        ``wait`` is for how many seconds to wait for another session to end. ``give_way`` is called, at any time until
-        :meth:`Held.keep` or :meth:`Held.release`, when a session with ``takeover`` wants the maildrop: it must return
-        at once, and this session must end soon, with nothing deleted. Raises InUse; OSError where the kernel is out of
-        memory.
+    async def take_all(
+        self, keys: Iterable[bytes], *, conflict: Conflict, wait: float, give_way: Callable[[], None]
+    ) -> Held:
+        """Lock all of what a maildrop is made of: say, a key of realm, user and mailbox for each mailbox.
+
+        All workers give the same keys to the same things. ``wait`` is for how many seconds to wait for other sessions
+        to end. ``give_way`` is called, at any time until :meth:`Held.keep` or :meth:`Held.release`, when a session with
+        ``takeover`` wants one of them: it must return at once, and this session must end soon, with nothing deleted.
+        Raises InUse; OSError where the kernel is out of memory.
         """
         held = Held(give_way)
         await trio.lowlevel.checkpoint_if_cancelled()
         if conflict == "off":
             return held
         began = trio.current_time()
-        place = self._register.place(key)
+        try:
+            # All sessions take what they need in the same order, so that no two wait for each other.
+            for place in sorted(set(map(self._register.place, keys))):
+                await self._take(place, held, conflict, began, began + wait)
+        except BaseException:
+            held.release()
+            raise
+        return held
+
+    async def _take(self, place: int, held: Held, conflict: Conflict, began: float, deadline: float) -> None:
         maildrop = self._maildrops.setdefault(place, _Maildrop())
         maildrop.sessions += 1
         mine = False
@@ -135,7 +150,7 @@ class MaildropLocks:
             if not (mine and self._register.lock(place)):
                 if conflict == "refuse":
                     raise InUse(0.0)
-                with trio.move_on_after(wait) as scope:
+                with trio.move_on_at(deadline) as scope:
                     if conflict == "takeover":
                         await self._tell(place)
                     if not mine:
@@ -149,8 +164,7 @@ class MaildropLocks:
             self._leave(place, mine)
             raise
         maildrop.holder = held
-        held._free = lambda: self._free(place)
-        return held
+        held.frees.append(functools.partial(self._free, place))
 
     async def _until_locked(self, place: int) -> None:
         pause = FIRST_PAUSE

@@ -394,35 +394,62 @@ def test_a_session_that_is_cancelled_anywhere_leaves_nothing(
     assert steps > (1 if conflict == "refuse" else 2)
 
 
-@given(st.lists(st.tuples(*[st.floats(0, 3)] * 3, st.sampled_from(["wait", "refuse", "takeover"])), max_size=12))
-def test_never_do_two_sessions_have_a_maildrop(sessions: list[tuple[float, float, float, Any]]) -> None:
+KEYS = st.sets(st.sampled_from([b"inbox", b"spam", b"archive"]), min_size=1)
+MOMENTS = st.floats(0, 3)
+SESSIONS = st.tuples(KEYS, MOMENTS, MOMENTS, MOMENTS, st.sampled_from(["wait", "refuse", "takeover"]))
+
+
+@given(st.lists(SESSIONS, max_size=12))
+def test_never_do_two_sessions_have_a_mailbox_and_never_do_they_wait_for_each_other(
+    sessions: list[tuple[set[bytes], float, float, float, Any]],
+) -> None:
     async def all_of_them() -> None:
         locks = MaildropLocks(Register.create(), AloneBus(failed))
-        inside: list[int] = []
+        open_ones = set[bytes]()
 
-        async def session(number: int, begin: float, patience: float, stay: float, conflict: Any) -> None:
+        async def session(keys: set[bytes], begin: float, patience: float, stay: float, conflict: Any) -> None:
             await trio.sleep(begin)
             leave = trio.Event()
             with trio.move_on_after(2.5):
                 try:
-                    held = await locks.take(KEY, conflict=conflict, wait=patience, give_way=leave.set)
+                    held = await locks.take_all(keys, conflict=conflict, wait=patience, give_way=leave.set)
                 except InUse:
                     return
                 with held:
-                    assert inside == []
-                    inside.append(number)
+                    assert not open_ones & keys
+                    open_ones.update(keys)
                     try:
                         with trio.move_on_after(stay):
                             await leave.wait()
                     finally:
-                        inside.remove(number)
+                        open_ones.difference_update(keys)
 
         async with trio.open_nursery() as nursery:
-            for number, facts in enumerate(sessions):
-                nursery.start_soon(session, number, *facts)
+            for facts in sessions:
+                nursery.start_soon(session, *facts)
         assert len(locks) == 0
+        # Whoever waits has what is left of its patience, however many mailboxes there are.
+        assert trio.current_time() <= 3 + 2.5 + 0.001
 
     trio.run(all_of_them, clock=MockClock(autojump_threshold=0))
+
+
+async def test_mailboxes_in_common_are_enough_to_be_in_each_others_way(
+    locks: MaildropLocks, autojump_clock: MockClock
+) -> None:
+    told: list[str] = []
+    with await locks.take_all(
+        [b"inbox", b"spam", b"spam"], conflict="wait", wait=1.0, give_way=lambda: told.append("merged")
+    ):
+        assert len(locks) == 2
+        (await locks.take(b"archive", conflict="refuse", wait=1.0, give_way=never)).release()
+        with pytest.raises(InUse):
+            await locks.take_all([b"archive", b"spam"], conflict="refuse", wait=1.0, give_way=never)
+        with pytest.raises(InUse) as refused:
+            await locks.take_all([b"spam", b"inbox"], conflict="takeover", wait=1.0, give_way=never)
+        assert refused.value.seconds == 1
+        assert told == ["merged"]
+    assert len(locks) == 0
 
 
 def test_a_stopped_worker_makes_others_wait_for_what_it_has_only(register: Register) -> None:
