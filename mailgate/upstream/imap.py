@@ -10,7 +10,7 @@ from mailgate.errors import UpstreamFailed
 from mailgate.model import Failure, Login, Mechanism, Protocol
 from mailgate.upstream.leg import CHALLENGES, UNTAGGED_LIMIT, SignedIn, UpstreamLeg
 from mailgate.wire import sasl
-from mailgate.wire.imap import encode_arguments, needs_literal, quote
+from mailgate.wire.imap import encode_arguments, encode_id
 from mailgate.wire.imap_response import Response, ResponseReceiver, capability_tokens
 from mailgate.wire.relay_imap import literal_mode
 
@@ -121,8 +121,8 @@ class ImapLeg(UpstreamLeg):
         self._untagged.clear()
         self._untagged_size = 0
         said = b""
-        if login.client_id and "ID" in self.capabilities:
-            said = _id_command(login.client_id)
+        if "ID" in self.capabilities and (pairs := encode_id(login.client_id or ())):
+            said = b"I1 ID %b\r\n" % pairs
         if mechanism is Mechanism.COMMAND:
             accepted = await self._log_in(login, said)
         else:
@@ -227,13 +227,3 @@ class ImapLeg(UpstreamLeg):
         except UpstreamFailed:
             # It went first, which is what was wanted.
             return
-
-
-def _id_command(pairs: tuple[tuple[bytes, bytes | None], ...]) -> bytes:
-    """Return an ID command with the pairs that a quoted string can hold (RFC 2971 §3.1)."""
-    said = [
-        b"%b %b" % (quote(key), b"NIL" if value is None else quote(value))
-        for key, value in pairs
-        if not needs_literal(key) and not (value is not None and needs_literal(value))
-    ]
-    return b"I1 ID (%b)\r\n" % b" ".join(said) if said else b""

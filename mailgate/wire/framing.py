@@ -6,6 +6,7 @@ only then looks at what they say, so that a bad command can never change where t
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from mailgate.errors import RemoteProtocolError
@@ -63,6 +64,11 @@ class LineBuffer:
     def peek(self, size: int) -> bytes:
         """Return up to ``size`` next bytes without taking them."""
         return bytes(self._data[:size])
+
+    def match(self, pattern: re.Pattern[bytes]) -> int:
+        """Return how many of the next bytes ``pattern`` matches; 0 if it matches none."""
+        found = pattern.match(self._data)
+        return 0 if found is None else found.end()
 
     def receive(self, data: bytes | bytearray | memoryview) -> None:
         """Add bytes."""

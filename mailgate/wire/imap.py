@@ -97,6 +97,16 @@ def encode_arguments(values: Sequence[bytes], literal: Literal["sync", "plus", "
     return tuple(pieces)
 
 
+def encode_id(pairs: Sequence[tuple[bytes, bytes | None]]) -> bytes:
+    """Return ID's argument from the pairs that quoted strings can hold (RFC 2971 §3.1), empty if there are none."""
+    said = [
+        b"%b %b" % (quote(key), b"NIL" if value is None else quote(value))
+        for key, value in pairs
+        if not needs_literal(key) and not (value is not None and needs_literal(value))
+    ]
+    return b"(%b)" % b" ".join(said) if said else b""
+
+
 class CommandReceiver(Receiver):
     """The client's leg before login: bytes in, commands out; see the module's text."""
 

@@ -1,7 +1,8 @@
-"""IMAP responses while signing in to an upstream (RFC 9051 §7): found whole, then read as far as needed.
+"""IMAP responses (RFC 9051 §7): found whole, then read as far as needed.
 
-Literals in untagged data are taken with their response. Human text never announces one: a status
-response or a continuation request may end in ``{5}`` and means nothing by it.
+Signing in to an upstream takes all of its responses so; in a selected mailbox ``imap_fetch`` finds them. Literals in
+untagged data are taken with their response. Human text never announces one: a status response or a continuation
+request may end in ``{5}`` and means nothing by it.
 """
 
 from __future__ import annotations
@@ -82,18 +83,17 @@ class ResponseReceiver:
             if line is None:
                 return None
             if not self._parts:
-                response = _remembered(line) if len(line) <= REMEMBERED_LINE else _of_one_line(line)
+                response = of_one_line(line)
                 if response is not None:
                     return response
             self._keep(line)
-            head = self._parts[0]
-            match = _LITERAL.search(line)
-            if match is None or _is_status(head):
-                raw = b"".join(self._parts)
+            size = literal_size(line)
+            if size is None:
+                raw, head = b"".join(self._parts), self._parts[0]
                 self._parts.clear()
                 self._size = 0
-                return _read(raw, head)
-            self._left = int(match[1])
+                return read(raw, head)
+            self._left = size
             if self._size + self._left > self._limit:
                 raise RemoteProtocolError("response too long")
 
@@ -102,24 +102,45 @@ class ResponseReceiver:
         self._size += len(part)
 
 
-def _of_one_line(line: bytes) -> Response | None:
+def of_one_line(line: bytes) -> Response | None:
     """Return the response that a line is, None if it announces a literal. Raises RemoteProtocolError."""
-    return _read(line, line) if _LITERAL.search(line) is None or _is_status(line) else None
+    return _remembered(line) if len(line) <= REMEMBERED_LINE else _of_one_line(line)
+
+
+def _of_one_line(line: bytes) -> Response | None:
+    return read(line, line) if literal_size(line) is None or _is_status(line) else None
 
 
 _remembered = functools.lru_cache(maxsize=256)(_of_one_line)
 
 
+def literal_size(line: bytes) -> int | None:
+    """Return the size of the literal that a response's line ends in, None if it ends in none.
+
+    ``~{5}`` is literal8 (RFC 9051 §4.3). The line must be no status response's, nor a continuation request.
+    """
+    match = _LITERAL.search(line)
+    return None if match is None else int(match[1])
+
+
 def _is_status(line: bytes) -> bool:
     """Whether the text of a response is for people."""
-    if line.startswith(b"+"):
+    if line.startswith((b"+", b"[")):
         return True
     words = _WORDS.match(line)
-    return words is not None and (words[2] or b"").decode("latin-1").upper() in STATUSES
+    if words is None or words[2] is None:
+        return False
+    return words[2].startswith(b"[") or words[2].decode("latin-1").upper() in STATUSES
 
 
-def _read(raw: bytes, head: bytes) -> Response:
+def read(raw: bytes, head: bytes) -> Response:
+    """Return the response ``raw`` whose first line is ``head``; raises RemoteProtocolError for what is none.
+
+    A response code without ``* OK`` before it counts as if that stood there: Office 365 sends such lines.
+    """
     line = head.removesuffix(b"\n").removesuffix(b"\r")
+    if line.startswith((b"[", b"* [")):
+        line = b"* OK " + line.removeprefix(b"* ")
     if line.startswith(b"+"):
         # Some servers leave the space out.
         return Response(raw, b"+", "", "", b"", line[1:].removeprefix(b" "))

@@ -30,6 +30,13 @@ def to_text(name: bytes) -> str:
     )
 
 
+def checked(name: bytes) -> bytes:
+    """Return a mailbox's name from the wire's side, in which no other command can hide; raises ValueError."""
+    if not name or any(one in name for one in b"\r\n\0"):
+        raise ValueError("a mailbox's name has at least one byte, and neither CR, LF nor NUL")
+    return name
+
+
 def is_inbox(name: bytes) -> bool:
     """Return whether this is the one mailbox whose name is the same in any case (RFC 3501 §5.1)."""
     return name.upper() == b"INBOX"

@@ -1,0 +1,223 @@
+"""An IMAP server as a POP3 session uses it: one mailbox, few commands, messages in pieces (RFC 9051, RFC 2683).
+
+The connection is signed in. Messages are named by UIDs alone: sequence numbers in responses mean nothing here, since
+other clients expunge and servers err. How a connection ends, and when it is of no more use, ``imap_connection`` says.
+"""
+
+from __future__ import annotations
+
+import re
+from array import array
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
+
+from mailgate.translate.imap_bodies import ImapBodies
+from mailgate.translate.imap_connection import (
+    QUIRKS,
+    SET_ROOM,
+    ClientError,
+    MailboxChanged,
+    Malformed,
+    Opening,
+    Refused,
+    Selected,
+    UpstreamLost,
+    Vanished,
+    integer,
+)
+from mailgate.wire import mailbox_name
+from mailgate.wire.imap import encode_arguments
+from mailgate.wire.imap_fetch import Event, Found
+from mailgate.wire.imap_overview import NO_DATE, Overview, OverviewRows
+from mailgate.wire.imap_sets import COMMAND_LINE, checked_flags, uid_sets
+
+__all__ = [
+    "NO_DATE",
+    "QUIRKS",
+    "ClientError",
+    "ImapClient",
+    "MailboxChanged",
+    "Malformed",
+    "Overview",
+    "Refused",
+    "Selected",
+    "UpstreamLost",
+    "Vanished",
+]
+
+BATCH: Final = 10_000
+"""Messages in one FETCH of the overview. A server answers such a command within seconds, whatever its disk."""
+
+_FETCHED: Final = ("UID", "FLAGS", "RFC822.SIZE")
+_WANTED: Final = {
+    "internaldate": "INTERNALDATE",
+    "emailid": "EMAILID",
+    "gm_msgid": "X-GM-MSGID",
+    "headers": "BODY.PEEK[HEADER]",
+}
+_CONTROL = re.compile(rb"[\r\n\0]")
+
+
+class ImapClient(ImapBodies):
+    """A signed-in connection; see the module's text."""
+
+    # ---------------------------------------------------------------- the mailbox
+
+    def _mailbox(self, folder: bytes | str) -> tuple[bytes, ...]:
+        """Return a mailbox's name as pieces of a command. Raises ValueError for what is no name."""
+        if isinstance(folder, str):
+            # What is encoded hides its control characters.
+            mailbox_name.checked(folder.encode("utf-8"))
+            folder = mailbox_name.to_wire(folder, utf8=self.utf8)
+        return encode_arguments((mailbox_name.checked(folder),), "sync")
+
+    async def select(self, folder: bytes | str, *, read_only: bool = False) -> Selected:
+        """Open a mailbox, with EXAMINE if ``read_only``. Raises Refused, ValueError for a name that can be none.
+
+        ``folder`` as bytes is the name as the server spells it, as a string how people do.
+        """
+        verb = b"EXAMINE" if read_only and "no-examine" not in self.quirks else b"SELECT"
+        first, *others = self._mailbox(folder)
+        await self.settle()
+        opening = self.opening = Opening()
+        self.selected = None
+        try:
+            done = await self.command(verb + first, *others)
+        finally:
+            self.opening = None
+        if opening.exists is None:
+            self.alive = False
+            raise Malformed("the server does not tell how many messages there are")
+        codes = opening.codes
+        kept = codes.get("PERMANENTFLAGS", opening.flags + rb" \*").decode("latin-1").upper()
+        uidvalidity = integer(codes.get("UIDVALIDITY", b"")) or 0
+        self.expunged = 0
+        self.selected = Selected(
+            uidvalidity,
+            opening.exists,
+            integer(codes.get("UIDNEXT", b"")),
+            integer(codes.get("HIGHESTMODSEQ", b"")),
+            uidvalidity > 0 and "UIDNOTSTICKY" not in codes,
+            frozenset(kept.replace("(", " ").replace(")", " ").split()),
+            read_only or done.code == "READ-ONLY",
+        )
+        return self.selected
+
+    # ---------------------------------------------------------------- the messages there are
+
+    async def overview(
+        self,
+        first_uid: int = 1,
+        want: frozenset[str] = frozenset(),
+        *,
+        keyword: bytes = b"",
+        fields: Sequence[str] = (),
+        digest: Callable[[bytes], bytes] = bytes,
+    ) -> Overview:
+        """Return what the server tells of the messages from ``first_uid`` on: one round trip, however many there are.
+
+        ``want``: ``internaldate``, ``emailid`` or ``gm_msgid``, ``headers``. ``keyword`` is the flag that ``hidden``
+        shows. ``fields`` are the names of the header fields that are wanted, all by default, and ``digest`` makes of
+        each header what is kept of it. Messages whose FETCH response does not come are asked for once more, after a
+        NOOP (RFC 2683 §3.4.4); those that stay away are gone. Raises Refused.
+        """
+        rows = OverviewRows(
+            first_uid=first_uid,
+            keyword=keyword,
+            dates="internaldate" in want,
+            ids=bool(want & {"emailid", "gm_msgid"}),
+            headers="headers" in want,
+            digest=digest,
+            expected=self.exists,
+        )
+        if not self.exists:
+            return rows.result()
+        items = _items(want, fields)
+        expunged, expected = self.expunged, self.exists
+        everything = b"UID FETCH %d:* (%b)" % (first_uid, items)
+        if first_uid > 1 or expected <= BATCH:
+            await self.commands([everything], rows=rows)
+        else:
+            try:
+                await self.commands(_batches(expected, items), rows=rows)
+            except Refused:
+                # Numbers that are gone by then are refused by some servers. UIDs are not.
+                await self.commands([everything], rows=rows)
+        rows.tidy()
+        wanted = set(rows.incomplete())
+        if first_uid == 1 and len(rows) < expected - (self.expunged - expunged):
+            await self.noop()
+            wanted.update(rows.missing(await self.search(b"ALL")))
+        if wanted:
+            sets = uid_sets(wanted, COMMAND_LINE - SET_ROOM - len(items))
+            await self.commands((b"UID FETCH %b (%b)" % (uids, items) for uids in sets), rows=rows)
+        return rows.result()
+
+    async def search(self, criteria: bytes) -> array[int]:
+        """Return the UIDs of the messages that match, ascending. Raises Refused, ValueError for too long a line."""
+        if _CONTROL.search(criteria):
+            raise ValueError("a line's end in a search")
+        found: set[int] = set()
+
+        def take(event: Event) -> None:
+            if isinstance(event, Found):
+                found.update(event.numbers)
+
+        await self.command(b"UID SEARCH " + criteria, take=take)
+        return array("I", sorted(found))
+
+    # ---------------------------------------------------------------- changes
+
+    async def store(self, uids: Iterable[int], flags: bytes, *, add: bool = True, silent: bool = True) -> None:
+        r"""Set or clear flags, such as ``\Deleted``, of messages; those that are gone are no error. Raises Refused."""
+        action = b"%bFLAGS%b (%b)" % (b"+" if add else b"-", b".SILENT" if silent else b"", checked_flags(flags))
+        sets = uid_sets(uids, COMMAND_LINE - SET_ROOM - len(action))
+        await self.commands(b"UID STORE %b %b" % (one, action) for one in sets)
+
+    async def expunge_uids(self, uids: Iterable[int]) -> None:
+        r"""Remove these messages where they have ``\Deleted``; the server must have UIDPLUS (RFC 4315 §2.1)."""
+        await self.commands(b"UID EXPUNGE " + one for one in uid_sets(uids, COMMAND_LINE - SET_ROOM))
+
+    async def expunge(self) -> None:
+        r"""Remove every message that has ``\Deleted``, whoever set it."""
+        await self.command(b"EXPUNGE")
+
+    async def move(self, uids: Iterable[int], folder: bytes | str) -> None:
+        """Move messages to another mailbox; the server must have MOVE (RFC 6851). Raises Refused, ValueError."""
+        await self._transfer(b"UID MOVE", uids, folder)
+
+    async def copy(self, uids: Iterable[int], folder: bytes | str) -> None:
+        """Copy messages to another mailbox. Raises Refused, ValueError."""
+        await self._transfer(b"UID COPY", uids, folder)
+
+    async def _transfer(self, verb: bytes, uids: Iterable[int], folder: bytes | str) -> None:
+        first, *others = self._mailbox(folder)
+        room = COMMAND_LINE - SET_ROOM - len(first)
+        if room < SET_ROOM:
+            raise ValueError("the mailbox's name is too long")
+        commands = (b"%b %b%b" % (verb, one, first) for one in uid_sets(uids, room))
+        if not others:
+            await self.commands(commands)
+            return
+        for command in commands:
+            await self.command(command, *others)
+
+
+def _items(want: frozenset[str], fields: Sequence[str]) -> bytes:
+    if not want <= _WANTED.keys() or {"emailid", "gm_msgid"} <= want:
+        raise ValueError("not what can be wanted")
+    items = [*_FETCHED, *(item for name, item in _WANTED.items() if name in want)]
+    if "headers" in want and fields:
+        items[-1] = f"BODY.PEEK[HEADER.FIELDS ({' '.join(fields)})]"
+    return " ".join(items).encode("ascii")
+
+
+def _batches(count: int, items: bytes) -> Iterable[bytes]:
+    """Return commands that fetch all of ``count`` messages and what came behind them.
+
+    Here sequence numbers only say how much is asked for at a time. They stand still meanwhile: nothing is expunged
+    while a server answers FETCH (RFC 9051 §7.5.1).
+    """
+    for first in range(1, count + 1, BATCH):
+        last = first + BATCH - 1
+        yield b"FETCH %d:%b (%b)" % (first, b"*" if last >= count else b"%d" % last, items)
