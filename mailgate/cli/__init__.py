@@ -9,6 +9,7 @@ from mailgate.cli.commands import main
 from mailgate.cli.reload import reload
 from mailgate.cli.sessions import kick, sessions
 from mailgate.cli.trace import trace
+from mailgate.cli.uidl import uidl
 from mailgate.cli.upgrade import upgrade
 
 main.add_command(cert)
@@ -16,6 +17,7 @@ main.add_command(kick)
 main.add_command(reload)
 main.add_command(sessions)
 main.add_command(trace)
+main.add_command(uidl)
 main.add_command(upgrade)
 
 __all__ = ["main"]

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Awaitable, Callable, Iterable
-from typing import Final, TypeAlias, TypeVar
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Final, Protocol, TypeAlias, TypeVar
 
 import trio
 
+from mailgate import model
 from mailgate.balance.choose import RoundRobin
-from mailgate.config import Config, Server
+from mailgate.config import Pool, Server
 from mailgate.errors import RemoteProtocolError, UpstreamFailed
 from mailgate.events import Emit, UpstreamConnected, UpstreamRefused
-from mailgate.model import Failure, Login, Protocol, Route, Session
+from mailgate.model import Failure, Login, Route, Session
 from mailgate.upstream.dial import Dialer
 from mailgate.upstream.imap import ImapLeg
 from mailgate.upstream.leg import READ_SIZE, SignedIn, UpstreamLeg
@@ -26,7 +27,7 @@ RETRIED: Final = frozenset({Failure.CONNECT, Failure.TLS, Failure.TIMEOUT, Failu
 """Failures after which another server may be tried. A TIMEOUT is retried only before the login was
 sent: behind it the first server may have begun a session."""
 
-LEGS: Final[dict[Protocol, type[UpstreamLeg]]] = {Protocol.IMAP: ImapLeg, Protocol.POP3: Pop3Leg}
+LEGS: Final[dict[model.Protocol, type[UpstreamLeg]]] = {model.Protocol.IMAP: ImapLeg, model.Protocol.POP3: Pop3Leg}
 
 T = TypeVar("T")
 
@@ -37,10 +38,19 @@ ProbeResult = Callable[[str, str, UpstreamFailed | None], None]
 """Told after each probe: the pool, the server, and why it failed or None."""
 
 
+class Pools(Protocol):
+    """What has pools: a configuration, or less."""
+
+    @property
+    def pool(self) -> Mapping[str, Pool]:
+        """The pools by their names."""
+        ...
+
+
 class Upstreams:
     """All pools of a configuration. Raises OSError or ssl.SSLError if a pool's TLS files are unusable."""
 
-    def __init__(self, config: Config, emit: Emit) -> None:
+    def __init__(self, config: Pools, emit: Emit) -> None:
         self._emit = emit
         self._pools = dict(config.pool)
         self._dialers = {name: Dialer(pool) for name, pool in config.pool.items()}
