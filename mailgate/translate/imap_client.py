@@ -28,7 +28,9 @@ from mailgate.translate.imap_connection import (
 from mailgate.wire import mailbox_name
 from mailgate.wire.imap import encode_arguments
 from mailgate.wire.imap_fetch import Event, Found
+from mailgate.wire.imap_list import listed
 from mailgate.wire.imap_overview import NO_DATE, Overview, OverviewRows
+from mailgate.wire.imap_response import Response
 from mailgate.wire.imap_sets import COMMAND_LINE, checked_flags, uid_sets
 
 __all__ = [
@@ -165,6 +167,30 @@ class ImapClient(ImapBodies):
 
         await self.command(b"UID SEARCH " + criteria, take=take)
         return array("I", sorted(found))
+
+    # ---------------------------------------------------------------- other mailboxes
+
+    async def special_use(self, use: str) -> bytes | None:
+        r"""Return the name of the first mailbox with an attribute such as ``\Trash`` (RFC 6154). Raises Refused."""
+        command = b'LIST "" "*"'
+        if self.capabilities.issuperset({"SPECIAL-USE", "LIST-EXTENDED"}) or "IMAP4REV2" in self.capabilities:
+            command = b'LIST (SPECIAL-USE) "" "*"'
+        elif "XLIST" in self.capabilities and "SPECIAL-USE" not in self.capabilities:
+            command = b'XLIST "" "*"'
+        found: list[bytes] = []
+
+        def take(event: Event) -> None:
+            mailbox = listed(event) if isinstance(event, Response) else None
+            if mailbox is not None and use.upper() in mailbox.attributes and mailbox.selectable and mailbox.name:
+                found.append(mailbox.name)
+
+        await self.command(command, take=take)
+        return found[0] if found else None
+
+    async def create(self, folder: bytes | str) -> None:
+        """Make a mailbox. Raises Refused, ValueError."""
+        first, *others = self._mailbox(folder)
+        await self.command(b"CREATE" + first, *others)
 
     # ---------------------------------------------------------------- changes
 

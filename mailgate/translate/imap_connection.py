@@ -121,6 +121,7 @@ class ImapConnection:
         seconds: float = 60.0,
     ) -> None:
         self.capabilities = capabilities
+        self.seconds = seconds
         self.alive = True
         self.exists = 0
         self.expunged = 0
@@ -132,7 +133,6 @@ class ImapConnection:
         self.receiver.receive(residual)
         self._stream = stream
         self._view = memoryview(buffer)
-        self._seconds = seconds
         self._number = 0
 
     @property
@@ -149,7 +149,7 @@ class ImapConnection:
         """Send; raises UpstreamLost."""
         if not self.alive:
             raise UpstreamLost("the connection is of no more use")
-        self._stream.deadline = trio.current_time() + self._seconds
+        self._stream.deadline = trio.current_time() + self.seconds
         # Until it was sent whole it is not known what the server has.
         self.alive = False
         try:
@@ -164,7 +164,7 @@ class ImapConnection:
         """Return what has come, valid until the next await; raises UpstreamLost, at the end too."""
         if not self.alive:
             raise UpstreamLost("the connection is of no more use")
-        self._stream.deadline = trio.current_time() + self._seconds
+        self._stream.deadline = trio.current_time() + self.seconds
         self.alive = False
         try:
             count = await self._stream.receive(self._view)
@@ -334,7 +334,7 @@ class ImapConnection:
         """Say goodbye and close, within a few seconds whatever the server does; raises nothing."""
         try:
             if self.alive and self.idle:
-                self._seconds = min(self._seconds, GOODBYE_SECONDS)
+                self.seconds = min(self.seconds, GOODBYE_SECONDS)
                 with trio.move_on_after(GOODBYE_SECONDS):
                     # BYE comes first, and is enough.
                     await self.command(b"LOGOUT")

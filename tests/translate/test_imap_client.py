@@ -525,7 +525,7 @@ async def test_silence_is_measured_from_the_last_byte(autojump_clock: object) ->
     await playing(script, lambda client: client.noop())
 
 
-@pytest.mark.parametrize("answer", ["U: * BYE bye\nU: m1 OK", "U: m1 OK", "close: upstream", "wait: 6"])
+@pytest.mark.parametrize("answer", ["U: * BYE bye\\x0d\\x0am1 OK", "U: m1 OK", "close: upstream", "wait: 6"])
 async def test_goodbye(answer: str, autojump_clock: object) -> None:
     await playing(f"G: m1 LOGOUT\n{answer}", lambda client: client.logout())
 
@@ -536,3 +536,40 @@ async def test_goodbye_in_the_middle_of_a_message_waits_for_nothing() -> None:
         await client.logout()
 
     await playing("G: m1 <*>\nU: * 1 FETCH (UID 7 BODY[] {9}\nclosed: upstream", use)
+
+
+# -------------------------------------------------------------------- other mailboxes
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "command"),
+    [
+        ("", 'LIST "" "*"'),
+        ("SPECIAL-USE", 'LIST "" "*"'),
+        ("SPECIAL-USE LIST-EXTENDED XLIST", 'LIST (SPECIAL-USE) "" "*"'),
+        ("IMAP4REV2", 'LIST (SPECIAL-USE) "" "*"'),
+        ("XLIST", 'XLIST "" "*"'),
+    ],
+)
+async def test_the_trash_is_found_by_its_use(capabilities: str, command: str) -> None:
+    async def use(client: ImapClient) -> bytes | None:
+        client.capabilities = frozenset(capabilities.split())
+        return await client.special_use("\\Trash")
+
+    verb = command.split()[0]
+    script = f"""G: m1 {command}
+U: * {verb} (\\Noselect \\Trash) "/" "[Gmail]"
+U: * {verb} (\\HasNoChildren) "/" INBOX
+U: * {verb} (\\HasNoChildren \\TRASH) "/" "[Gmail]/Trash"
+U: * {verb} (\\Trash) "/" Another
+U: m1 OK done"""
+    assert await playing(script.replace("\\", "\\x5c"), use) == b"[Gmail]/Trash"
+
+
+async def test_there_may_be_no_trash() -> None:
+    script = 'G: m1 LIST "" "*"\nU: * LIST () NIL INBOX\nU: * LIST\nU: m1 OK done'
+    assert await playing(script, lambda client: client.special_use("\\Trash")) is None
+
+
+async def test_a_mailbox_is_made() -> None:
+    await playing('G: m1 CREATE "Gel&APY-scht"\nU: m1 OK done', lambda client: client.create("Gelöscht"))
