@@ -28,6 +28,9 @@ GONE_KEPT: Final = 1000
 RETIRED_KEPT: Final = 64
 """Spans that are kept of earlier UIDVALIDITYs, for the same reason."""
 
+ORPHANS_KEPT: Final = 200_000
+"""Exceptions that are kept of earlier UIDVALIDITYs: more than a large mailbox has messages."""
+
 FEW: Final = 100
 """Up to so many UIDLs are looked for in the long string itself; for more of them a set is made, some 100 bytes each."""
 
@@ -59,18 +62,17 @@ class Span:
 class Snapshot:
     """What a folder held when it was opened last: everything in it, shown or not.
 
-    ``sizes`` are the server's (RFC822.SIZE), one for each of ``uids``. ``deleted`` has the UIDs with
-    \\Deleted, ``hidden`` those with ``keyword``. ``uidnext`` is above all of ``uids`` and never
-    above the server's. ``highestmodseq`` is 0 where the server tells none.
+    ``sizes`` are the server's (RFC822.SIZE), one for each of ``uids``. ``hidden`` has the UIDs that the
+    search ``hidden_by`` found, such as DELETED; it is empty where nothing is hidden. ``uidnext`` is above
+    all of ``uids`` and never above the server's. ``highestmodseq`` is 0 where the server tells none.
     """
 
     uidnext: int
     highestmodseq: int
     uids: array[int]
     sizes: array[int]
-    deleted: array[int]
     hidden: array[int]
-    keyword: bytes = b""
+    hidden_by: bytes = b""
 
     def without(self, uids: Iterable[int]) -> Snapshot:
         """Return it without messages that are gone; flags are looked at again next time."""
@@ -81,7 +83,6 @@ class Snapshot:
             highestmodseq=0,
             uids=array("I", [uid for uid, _ in pairs]),
             sizes=array("Q", [size for _, size in pairs]),
-            deleted=array("I", [uid for uid in self.deleted if uid not in gone]),
             hidden=array("I", [uid for uid in self.hidden if uid not in gone]),
         )
 
@@ -226,6 +227,12 @@ class FolderMemory:
             return Rendered(_template(spans[0].text), uids, self.uidvalidity)
         return _Mixed(uids, spans, self.exceptions)
 
+    @property
+    def last(self) -> int:
+        """The highest UID that is known to have been given, 0 for none."""
+        named = self.exceptions.uids[-1] if self.exceptions else 0
+        return max(named, self.spans[-1].last if self.spans else 0)
+
     def shown(self, lowest: int) -> None:
         """Note that messages from this UID on are shown."""
         self.window = min(lowest, self.window or lowest)
@@ -246,16 +253,15 @@ class FolderMemory:
 
     def renewed(self, uidvalidity: int) -> FolderMemory:
         """Return what stays when UIDVALIDITY has changed: no UID of it, but UIDLs that are taken and keys."""
-        orphans = Exceptions.of(
-            dict(enumerate(chain(self.orphans.entries().values(), self.exceptions.entries().values()), 1))
-        )
+        lost = [*self.orphans.entries().values(), *self.exceptions.entries().values()]
+        orphans = Exceptions.of(dict(enumerate(lost[-ORPHANS_KEPT:], 1)))
         retired = [*self.retired, *self.spans][-RETIRED_KEPT:]
         return FolderMemory(uidvalidity, retired=retired, orphans=orphans)
 
-    def carry(self, keys: Mapping[bytes, int]) -> None:
-        """Give messages that were found again the UIDLs that they had: key → UID.
+    def carry(self, keys: Mapping[bytes, Sequence[int]]) -> None:
+        """Give messages that were found again the UIDLs that they had: key → UIDs, ascending.
 
-        A key that several orphans share says nothing, so they are left.
+        Copies of one message have one key; they are taken in the order that they had.
         """
         entries = self.orphans.entries()
         found: dict[bytes, list[int]] = {}
@@ -264,8 +270,8 @@ class FolderMemory:
                 found.setdefault(key, []).append(index)
         known = self.exceptions.entries()
         for key, indexes in found.items():
-            if len(indexes) == 1 and keys[key] not in known:
-                known[keys[key]] = entries.pop(indexes[0])
+            for index, uid in zip(indexes, keys[key], strict=False):
+                known[uid] = entries.pop(index)
         self.exceptions = Exceptions.of(known)
         self.orphans = Exceptions.of(entries)
 
@@ -351,8 +357,8 @@ class FolderMemory:
             head.append(b"\0")
         else:
             shot = self.snapshot
-            head += [b"\1", struct.pack("<IQ", shot.uidnext, shot.highestmodseq), counted(shot.keyword)]
-            head += [rising(shot.uids), numbers(shot.sizes), rising(shot.deleted), rising(shot.hidden)]
+            head += [b"\1", struct.pack("<IQ", shot.uidnext, shot.highestmodseq), counted(shot.hidden_by)]
+            head += [rising(shot.uids), numbers(shot.sizes), rising(shot.hidden)]
         rest: list[bytes] = []
         for table in (self.exceptions, self.orphans):
             rest.append(rising(table.uids))
@@ -384,12 +390,12 @@ class FolderMemory:
             raise ValueError("what is remembered of a folder is damaged: its sizes do not add up")
         if head.of("<B")[0]:
             uidnext, highestmodseq = head.of("<IQ")
-            keyword = head.text()
+            hidden_by = head.text()
             uids, sizes = head.numbers("I", rising=True), head.numbers("Q")
-            flagged = head.numbers("I", rising=True), head.numbers("I", rising=True)
+            hidden = head.numbers("I", rising=True)
             if len(uids) != len(sizes) or (uids and uids[-1] >= uidnext):
                 raise ValueError("what is remembered of a folder is damaged: its snapshot does not add up")
-            memory.snapshot = Snapshot(uidnext, highestmodseq, uids, sizes, *flagged, keyword)
+            memory.snapshot = Snapshot(uidnext, highestmodseq, uids, sizes, hidden, hidden_by)
         memory.exceptions = rest.table()
         memory.orphans = rest.table()
         head.end()

@@ -100,7 +100,8 @@ class Facts:
     """What a template may ask of one message; what it does not need may stay empty.
 
     ``gm_msgid`` is Gmail's X-GM-MSGID, 64 bits. ``header`` is the message's header as
-    BODY[HEADER] gives it. ``folder`` is the short id of :func:`folder_id`.
+    BODY[HEADER] gives it, or ``digest`` is what :meth:`Template.digest` made of it. ``folder`` is the
+    short id of :func:`folder_id`.
     """
 
     uid: int
@@ -109,6 +110,7 @@ class Facts:
     gm_msgid: int = 0
     header: bytes = b""
     folder: bytes = b""
+    digest: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +155,8 @@ class Template:
         names = {part.name for part in self._fields}
         if not names - {"uidvalidity", "folder"}:
             raise TemplateError("without uid, emailid, gm_msgid, message_id or header_… all messages would be the same")
+        if {"emailid", "gm_msgid"} <= names:
+            raise TemplateError("emailid and gm_msgid are of different servers")
         if sum(part.name == "uid" for part in self._fields) > 1:
             raise TemplateError("uid can stand in a template once")
         known = [part.longest if isinstance(part, _Field) else len(part) for part in self.parts]
@@ -236,9 +240,23 @@ class Template:
         uid = int(found[1], 10 if self._fields[0].spec.endswith(b"d") else 16)
         return uid if 0 < uid <= 0xFFFFFFFF and self.of_uid(uid) == uidl else None
 
+    def digest(self, header: bytes) -> bytes:
+        """Return what a header tells in few bytes: its MD5, 16 bytes, then the values of the fields made of it."""
+        facts = Facts(0, 0, header=header)
+        values = [_value(part, facts) for part in self._fields if _NEEDS.get(part.name) == "headers"]
+        return header_hash(header) + b"\0".join(value.replace(b"\0", b"?") for value in values)
+
     def render(self, facts: Facts) -> bytes:
         """Return the UIDL of one message, valid but not yet compared with those of others."""
-        pieces = [part if isinstance(part, bytes) else _value(part, facts) for part in self.parts]
+        told = iter(facts.digest[16:].split(b"\0"))
+        pieces = [
+            part
+            if isinstance(part, bytes)
+            else next(told)
+            if facts.digest and _NEEDS.get(part.name) == "headers"
+            else _value(part, facts)
+            for part in self.parts
+        ]
         if b"" in pieces:
             # A message without Message-ID or EMAILID still needs a UIDL that no other has.
             return _hash(b"%d.%d" % (facts.uidvalidity, facts.uid))

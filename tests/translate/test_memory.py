@@ -104,9 +104,9 @@ def test_messages_keep_their_uidls_by_key_when_uidvalidity_changes() -> None:
     memory.name({1: (b"a", b"E1"), 2: (b"b", b"E2"), 3: (b"c", b""), 4: (b"d", b"E4"), 5: (b"e", b"E4")})
     memory = copy(memory.renewed(8))
     assert memory.unnamed([1, 2, 3]) == [1, 2, 3]
-    memory.carry({b"E2": 1, b"E4": 3, b"E9": 2})
-    assert seen(memory, 1) == [b"b"]
-    assert memory.unnamed([1, 2, 3]) == [2, 3]
+    memory.carry({b"E2": [1], b"E4": [7, 8, 9], b"E9": [2]})
+    assert seen(memory, 1, 7, 8) == [b"b", b"d", b"e"]
+    assert memory.unnamed([1, 2, 3, 7, 8, 9]) == [2, 3, 9]
     # What was not found again is given to no other message.
     memory.name({2: (b"a", b"E9"), 3: (b"c", b"")})
     assert seen(memory, 2, 3) == [b"a-2", b"c-2"]
@@ -121,7 +121,7 @@ def test_uidls_of_an_earlier_uidvalidity_come_to_no_other_message() -> None:
 
 
 def test_uids_that_a_restored_server_gives_again_get_other_uidls() -> None:
-    memory = FolderMemory(7, snapshot=Snapshot(10, 0, array("I"), array("Q"), array("I"), array("I")))
+    memory = FolderMemory(7, snapshot=Snapshot(10, 0, array("I"), array("Q"), array("I")))
     memory.freeze([3, 5, 9], bound("dovecot"))
     memory.name({8: (b"x", b"")})
     memory.measured.put(9, 100)
@@ -168,8 +168,8 @@ def test_sizes_of_vanished_messages_are_dropped() -> None:
 
 
 def test_a_snapshot_without_what_this_session_removed() -> None:
-    shot = Snapshot(9, 77, array("I", [1, 2, 8]), array("Q", [10, 20, 80]), array("I", [2]), array("I", [8]), b"$K")
-    assert shot.without([2, 8]) == Snapshot(9, 0, array("I", [1]), array("Q", [10]), array("I"), array("I"), b"$K")
+    shot = Snapshot(9, 77, array("I", [1, 2, 8]), array("Q", [10, 20, 80]), array("I", [1, 8]), b"DELETED")
+    assert shot.without([2, 8]) == Snapshot(9, 0, array("I", [1]), array("Q", [10]), array("I", [1]), b"DELETED")
 
 
 def memories(names: str = "ab") -> st.SearchStrategy[FolderMemory]:
@@ -187,8 +187,9 @@ def memories(names: str = "ab") -> st.SearchStrategy[FolderMemory]:
         if draw(st.booleans()):
             uids = sorted(draw(st.sets(st.integers(1, 0xFFFFFF), max_size=9)))
             sizes = [draw(st.integers(0, 1 << 40)) for _ in uids]
-            flagged = array("I", uids[:2]), array("I", uids[1:3])
-            memory.snapshot = Snapshot(1 << 25, 1 << 60, array("I", uids), array("Q", sizes), *flagged, b"$K")
+            memory.snapshot = Snapshot(
+                1 << 25, 1 << 60, array("I", uids), array("Q", sizes), array("I", uids[1:3]), b"DELETED"
+            )
             memory.measured = Measured.of(dict(zip(uids, sizes, strict=True)))
             memory.shown(3)
         return memory
@@ -301,7 +302,7 @@ class Mailbox(RuleBasedStateMachine):
     @rule()
     def uidvalidity_changes(self) -> None:
         # Every message has a key, so those that exceptions name keep their UIDLs.
-        keys = {b"H%d" % self.present[uid]: number for number, uid in enumerate(sorted(self.present), 1)}
+        keys = {b"H%d" % self.present[uid]: [number] for number, uid in enumerate(sorted(self.present), 1)}
         named = self.memory.exceptions.entries()
         kept = {self.present[uid] for uid in self.present if uid in named and named[uid][1]}
         self.present = {number: self.present[uid] for number, uid in enumerate(sorted(self.present), 1)}
@@ -345,7 +346,7 @@ def test_a_hundred_thousand_messages_are_small_and_quick() -> None:
     random.seed(4)
     uids = array("I", sorted(random.sample(range(1, 300_000), 100_000)))
     sizes = array("Q", [int(random.lognormvariate(9.5, 1.5)) for _ in uids])
-    memory = FolderMemory(7, snapshot=Snapshot(300_001, 5, uids, sizes, array("I"), array("I")))
+    memory = FolderMemory(7, snapshot=Snapshot(300_001, 5, uids, sizes, array("I")))
     memory.freeze(uids, bound("dovecot"))
     head, rest = memory.encode()
     assert len(head) < 400_000

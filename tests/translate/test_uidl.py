@@ -82,6 +82,7 @@ def test_a_template_makes_the_uidl(name: str, uidl: bytes) -> None:
         ("{emailid:8}", "as it is", 1),
         ("{uidvalidity}", "all messages would be the same", 1),
         ("{uid}{uid}", "once", 1),
+        ("{emailid}{gm_msgid}", "different servers", 1),
         ("{folder}", "all messages would be the same", 1),
         ("{header_sha256}{uid}", "up to 74 characters", 1),
         ("a" * 60 + "{uid:08x}", "up to 68 characters", 1),
@@ -197,6 +198,18 @@ def test_a_message_without_identity_gets_one_of_its_uid(text: str) -> None:
     assert one != other
     assert is_valid(one)
     assert template.render(Facts(1, 7)) == one
+
+
+@given(header=st.binary(max_size=100), text=st.sampled_from(["{message_id}.{header_md5}", "{header_sha1:.20}{uid}"]))
+def test_a_digest_is_as_good_as_the_header(header: bytes, text: str) -> None:
+    header += b"\nMessage-ID: <a\0b@example.org>\n"
+    template = Template.parse(text)
+    digest = template.digest(header)
+    assert digest[:16] == header_hash(header)
+    rendered = template.render(Facts(9, 1, digest=digest))
+    assert is_valid(rendered)
+    if "message_id" not in text:
+        assert rendered == template.render(Facts(9, 1, header=header))
 
 
 @given(st.binary(max_size=300))
