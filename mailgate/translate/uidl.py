@@ -246,7 +246,7 @@ class Template:
         values = [_value(part, facts) for part in self._fields if _NEEDS.get(part.name) == "headers"]
         return header_hash(header) + b"\0".join(value.replace(b"\0", b"?") for value in values)
 
-    def render(self, facts: Facts) -> bytes:
+    def render(self, facts: Facts, prefix: bytes = b"") -> bytes:
         """Return the UIDL of one message, valid but not yet compared with those of others."""
         told = iter(facts.digest[16:].split(b"\0"))
         pieces = [
@@ -259,8 +259,8 @@ class Template:
         ]
         if b"" in pieces:
             # A message without Message-ID or EMAILID still needs a UIDL that no other has.
-            return _hash(b"%d.%d" % (facts.uidvalidity, facts.uid))
-        return fitted(b"".join(pieces))
+            return prefix + _hash(b"%d.%d" % (facts.uidvalidity, facts.uid))
+        return fitted(prefix + b"".join(pieces))
 
 
 def _parts(text: str) -> Iterable[bytes | _Field]:
