@@ -11,18 +11,19 @@ from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Final, Protocol
+from typing import Final
 
 from mailgate.config.pop3 import Pop3Policy
 from mailgate.translate.imap_client import ImapClient, Selected, Vanished
 from mailgate.translate.maildrop import FolderView, Maildrop
 from mailgate.translate.memory import FolderMemory, Snapshot, bound_template
 from mailgate.translate.refusals import refusal_for
+from mailgate.translate.store import Memories
 from mailgate.translate.survey import Asking, Known, Survey, known, survey
 from mailgate.translate.uidl import BY_HEADER, Facts, Template, folder_id, folder_prefix, numbered
 from mailgate.wire.dotted import MessageEncoder
 
-__all__ = ["Memories", "OpenFolder", "Opened", "memory_key", "open_maildrop", "refusal_for", "template_for"]
+__all__ = ["OpenFolder", "Opened", "memory_key", "open_maildrop", "refusal_for", "template_for"]
 
 MEASURED_AT_ONCE: Final = 500
 """Messages that are counted between two writes to the store: a client that gives up waits for less next time."""
@@ -33,18 +34,6 @@ AHEAD: Final = 4
 _MONTHS: Final = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()
 _KEYS: Final = {b"E": ("emailid", "OBJECTID"), b"G": ("gm_msgid", "X-GM-EXT-1"), b"H": ("headers", "")}
 _CAPABILITY: Final = {"emailid": "OBJECTID", "gm_msgid": "X-GM-EXT-1"}
-
-
-class Memories(Protocol):
-    """What is remembered of one user's mailboxes; raises StoreFailed."""
-
-    async def load(self, folder: bytes) -> FolderMemory | None:
-        """Return what is remembered of a mailbox, None where it was never opened."""
-        ...
-
-    async def save(self, folder: bytes, memory: FolderMemory) -> FolderMemory:
-        """Keep what is to be remembered; return what is, with others' changes."""
-        ...
 
 
 @dataclass(slots=True)
