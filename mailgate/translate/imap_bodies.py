@@ -20,6 +20,12 @@ _TEMPORARY: Final = frozenset(
 """Response codes of a NO to FETCH that do not say that the message is gone (RFC 5530 §3; Yahoo, Gmail)."""
 
 
+_HEADER: Final = b"From: System Administrator <root@localhost>\r\nSubject: message unavailable\r\n\r\n"
+_TEXT: Final = b"This message is no longer available on the server.\r\n"
+_PLACEHOLDERS: Final = {len(text): text for text in (_HEADER + _TEXT, _HEADER, _TEXT)}
+"""What Courier gives out for a message that is gone, for its header and for its text, by their sizes."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Body:
     """A section of a message, or a part of it."""
@@ -42,11 +48,12 @@ class _Body:
 
 @dataclass(slots=True)
 class _Asked:
-    """A body that was asked for: the command's tag, and whether it was sent."""
+    """A body that was asked for: the command's tag, whether it was sent, and whether its answer was dropped."""
 
     body: _Body
     tag: bytes
     sent: bool = False
+    dropped: bool = False
 
 
 class ImapBodies(ImapConnection):
@@ -111,22 +118,30 @@ class ImapBodies(ImapConnection):
             self._ahead.append(_Asked(body, self.next_tag()))
         while self._ahead[0].body != body:
             await self._drop(self._ahead.popleft())
+        if self._ahead[0].dropped:
+            await self.settle()
+            self._ahead.append(_Asked(body, self.next_tag()))
         await self._ask()
         asked = self._ahead.popleft()
+        self._inline = b""
         self.receiver.streams = True
         while True:
             event = await self.next_event(asked.tag)
             if isinstance(event, BodyBegins):
-                if event.uid not in (None, uid):
-                    self._check_order(event.uid)
-                elif _kind(event.section) == _kind(section) and (event.size or self._may_be_empty(body)):
-                    self._body, self._inline, self._unnamed = asked, b"", event.uid is None
+                if (
+                    event.uid in (None, uid)
+                    and _kind(event.section) == _kind(section)
+                    and (event.size or self._may_be_empty(body))
+                    and not await self._is_placeholder(event)
+                ):
+                    self._body, self._unnamed = asked, event.uid is None
                     return event.size
-                await self._skip()
+                await self._skip_body_of(event)
             elif isinstance(event, Fetched):
                 if event.uid in (None, uid) and (inline := self._inline_body(event, body)) is not None:
                     self._body, self._inline, self._unnamed = asked, inline, False
                     return len(inline)
+                self._drop_inline(event)
             elif isinstance(event, Response) and event.tag == asked.tag:
                 if event.status == "BAD" or event.code in _TEMPORARY:
                     accepted(event)
@@ -134,6 +149,12 @@ class ImapBodies(ImapConnection):
 
     def _may_be_empty(self, body: _Body) -> bool:
         return body.may_be_empty or "empty-is-message" in self.quirks
+
+    def _drop_inline(self, fetched: Fetched) -> None:
+        """See :meth:`_skip_body_of`: the same for a body in a quoted string."""
+        for asked in self._ahead:
+            if asked.body.uid == fetched.uid and any(body_section(name) is not None for name in fetched.items):
+                asked.dropped = True
 
     def _inline_body(self, fetched: Fetched, body: _Body) -> bytes | None:
         """Return a body that came as a quoted string, None if none did."""
@@ -145,11 +166,32 @@ class ImapBodies(ImapConnection):
                 return value
         return None
 
-    def _check_order(self, uid: int | None) -> None:
-        """Raise Malformed for the body of a message that is still to come: dropped, it would seem to be gone."""
-        if any(asked.body.uid == uid for asked in self._ahead):
-            self.alive = False
-            raise Malformed("answers out of order")
+    async def _is_placeholder(self, event: BodyBegins) -> bool:
+        """Whether what begins is what Courier says in place of a message that another client removed."""
+        placeholder = _PLACEHOLDERS.get(event.size)
+        if placeholder is None:
+            return False
+        self._inline = await self._whole()
+        return self._inline == placeholder
+
+    async def _whole(self) -> bytes:
+        """Return the literal under way, which is a short one."""
+        whole = bytearray()
+        while self.receiver.left:
+            whole += self.receiver.piece() or self.receiver.pass_on(await self.receive())
+        return bytes(whole)
+
+    async def _skip_body_of(self, event: BodyBegins) -> None:
+        """Drop a body that is not the one that is waited for; if it was asked for it has to be asked for again.
+
+        Dovecot says what it has to say of removed messages at the end of a command, and that it puts off while it has
+        another to execute: the next body comes before the tagged response of the one before.
+        """
+        self._inline = b""
+        for asked in self._ahead:
+            if asked.body.uid == event.uid:
+                asked.dropped = True
+        await self._skip()
 
     async def next_piece(self) -> memoryview | bytes | None:
         """Return what has come of the body, valid until the next await; None at its end, the command's answer taken.
@@ -176,9 +218,9 @@ class ImapBodies(ImapConnection):
         while True:
             event = await self.next_event(asked.tag)
             if isinstance(event, BodyBegins):
-                self._check_order(event.uid)
-                await self._skip()
+                await self._skip_body_of(event)
             elif isinstance(event, Fetched):
+                self._drop_inline(event)
                 if self._unnamed and event.uid not in (None, asked.body.uid):
                     self.alive = False
                     raise Malformed("another message than the one that was asked for")

@@ -55,7 +55,7 @@ _SEARCH_END = re.compile(rb" {0,8}(?:\(MODSEQ [0-9]{1,20}\))? {0,8}\r?\n")
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """A FETCH response, complete. ``items`` has their names in upper case, a literal that was given out as empty."""
+    """A FETCH response, complete. ``items`` has their names in upper case, without messages that were given out."""
 
     uid: int | None
     items: dict[bytes, Value]
@@ -96,15 +96,29 @@ class FetchReceiver:
     While :attr:`left` is not zero a message's literal is under way: :meth:`piece` and :meth:`pass_on` take it.
     """
 
-    __slots__ = ("_kept", "_literal", "_parts", "_room", "_searching", "_size", "_skip", "buffer", "left", "streams")
+    __slots__ = (
+        "_given",
+        "_kept",
+        "_literal",
+        "_parts",
+        "_room",
+        "_searching",
+        "_size",
+        "_skip",
+        "buffer",
+        "left",
+        "streams",
+    )
 
     def __init__(self) -> None:
         self.buffer = LineBuffer()
         self.left = 0
         # Whether messages' literals are given out as they come; otherwise they are kept like others.
         self.streams = False
-        # The response that is collected: lines and literals in turn, the size of its lines, room for literals.
+        # The response that is collected: lines and literals in turn, messages given out, the size of its lines, room
+        # for literals.
         self._parts: list[bytes] = []
+        self._given: list[bytes] = []
         self._size = 0
         self._room = LITERAL_LIMIT
         # The literal that is collected: what is to be kept of it, and dropped.
@@ -173,7 +187,8 @@ class FetchReceiver:
             parts.append(b"")
             name, items = _items(parts, fetch.end())
             section = None if name is None else body_section(name)
-            if section is not None:
+            if name is not None and section is not None:
+                self._given.append(name)
                 self.left = size
                 return BodyBegins(_uid(items), section, size)
             parts.pop()
@@ -203,6 +218,9 @@ class FetchReceiver:
         if fetch is None:
             return read(b"".join(parts), parts[0])
         items = _items(parts, fetch.end())[1]
+        for name in self._given:
+            items.pop(name, None)
+        self._given.clear()
         return Fetched(_uid(items), items)
 
     def _search(self) -> Found | None:

@@ -175,11 +175,14 @@ class OverviewRows:
 
     def take(self, buffer: LineBuffer) -> bool:
         """Take all lines of the ordinary shape that ``buffer`` begins with; return whether there was any."""
+        if self._headers is not None:
+            # Headers are literals, which no expression takes.
+            return False
         shape = self._last_shape
         end = buffer.match(shape.run) if shape is not None else 0
         if not end:
             shape = _shape_of(buffer.peek(_LONGEST))
-            if shape is None or self._headers is not None:
+            if shape is None:
                 return False
             self._last_shape = shape
             end = buffer.match(shape.run)

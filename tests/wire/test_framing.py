@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -145,3 +147,10 @@ def test_lines_are_the_same_however_they_are_cut(data: bytes, step: int) -> None
     assert b"\n" not in rest
     assert all(line.find(b"\n") == len(line) - 1 for line in lines)
     assert buffer.taken == len(data)
+
+
+def test_what_a_pattern_matches_is_counted_and_stays() -> None:
+    buffer = holding(b"12 34")
+    assert buffer.match(re.compile(rb"[0-9]+")) == 2
+    assert buffer.match(re.compile(rb" ")) == 0
+    assert buffer.take(9) == b"12 34"

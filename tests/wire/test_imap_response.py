@@ -35,6 +35,8 @@ def read(line: bytes) -> Response:
         (b"* OK ", b"*", "OK", "", b"", b""),
         (b"* OK  two", b"*", "OK", "", b"", b" two"),
         (b"* PREAUTH hello", b"*", "PREAUTH", "", b"", b"hello"),
+        (b"* [ALERT] no status {5}", b"*", "OK", "ALERT", b"", b"no status {5}"),
+        (b"[ALERT] no star {5}", b"*", "OK", "ALERT", b"", b"no star {5}"),
         (b"* BYE [UNAVAILABLE] later", b"*", "BYE", "UNAVAILABLE", b"", b"later"),
         (b"* OK [CAPABILITY IMAP4rev1 AUTH=PLAIN] hi", b"*", "OK", "CAPABILITY", b"IMAP4rev1 AUTH=PLAIN", b"hi"),
         (b"* OK [Capability IMAP4rev1]hi", b"*", "OK", "CAPABILITY", b"IMAP4rev1", b"hi"),

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mailgate.wire.mailbox_name import is_inbox, to_text, to_wire
+from mailgate.wire.mailbox_name import checked, is_inbox, to_text, to_wire
 
 
 @pytest.mark.parametrize(
@@ -55,3 +55,10 @@ def test_every_name_comes_back(name: str) -> None:
 @pytest.mark.parametrize(("name", "same"), [(b"INBOX", True), (b"Inbox", True), (b"INBOX/x", False)])
 def test_only_the_inbox_has_no_case(name: bytes, same: bool) -> None:
     assert is_inbox(name) is same
+
+
+def test_no_command_hides_in_a_name() -> None:
+    assert checked(b'a" b') == b'a" b'
+    for wrong in (b"", b"a\r", b"a\nm2 NOOP", b"\0"):
+        with pytest.raises(ValueError, match="name"):
+            checked(wrong)
