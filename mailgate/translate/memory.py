@@ -20,7 +20,7 @@ from itertools import chain
 from typing import Final
 
 from mailgate.translate.columns import Exceptions, Measured, Reader, among, counted, numbers, packed, rising, unpacked
-from mailgate.translate.uidl import Rendered, Template, Uidls, folder_id, is_valid, numbered
+from mailgate.translate.uidl import Rendered, Template, TemplateError, Uidls, folder_id, is_valid, numbered
 
 GONE_KEPT: Final = 1000
 """Exceptions of vanished messages that are kept at least, so that their UIDLs are not given to others soon."""
@@ -371,7 +371,7 @@ class FolderMemory:
         """Return what :meth:`encode` was given; raise ValueError for anything else."""
         try:
             return cls._decoded(Reader(unpacked(head)), Reader(unpacked(rest)))
-        except (struct.error, OverflowError, IndexError) as error:
+        except (struct.error, OverflowError, IndexError, TemplateError) as error:
             raise ValueError(f"what is remembered of a folder is damaged: {error}") from error
 
     @classmethod

@@ -241,6 +241,13 @@ def test_what_is_refused_is_said(data: bytes, message: str) -> None:
         FolderMemory.decode(data, data)
 
 
+@pytest.mark.parametrize("text", ["{uid", "{uid}{uid}", "x", "{uid:99x}"])
+def test_a_span_with_a_text_that_is_no_template_is_refused(text: str) -> None:
+    memory = FolderMemory(7, spans=[Span(1, 2, text)])
+    with pytest.raises(ValueError, match="damaged"):
+        FolderMemory.decode(*memory.encode())
+
+
 @settings(suppress_health_check=[HealthCheck.too_slow])
 @given(memories("ab"), memories("bc"))
 def test_merged_memories_keep_what_either_showed(mine: FolderMemory, stored: FolderMemory) -> None:
