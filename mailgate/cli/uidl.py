@@ -12,14 +12,12 @@ from typing import TYPE_CHECKING
 import click
 
 from mailgate.cli.base import EXIT_FAILED, printable, reports_failures
-from mailgate.cli.uidl_options import place_of, server_options, user_options, users_of
+from mailgate.cli.uidl_import import export, import_uidls, show
+from mailgate.cli.uidl_options import SHOWN, place_of, server_options, user_options, users_of
 from mailgate.uidls.comparing import Comparison
 
 if TYPE_CHECKING:
     from mailgate.uidls.survey import Outcome
-
-SHOWN = 5
-"""How many messages of a kind are shown as examples."""
 
 
 @click.group()
@@ -130,3 +128,8 @@ def _print_summary(outcomes: list[Outcome]) -> None:
     click.echo(f"{len(outcomes)} users: {shown}.")
     if everything:
         click.secho("Do not move clients yet: what they once saw cannot be undone.", fg="red", bold=True)
+
+
+uidl.add_command(import_uidls)
+uidl.add_command(show)
+uidl.add_command(export)

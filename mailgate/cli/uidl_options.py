@@ -21,6 +21,9 @@ PASSWORD_VARIABLE = "MAILGATE_PASSWORD"  # noqa: S105  (its name, not its value)
 OLD_PASSWORD_VARIABLE = "MAILGATE_OLD_PASSWORD"  # noqa: S105
 
 Command = Callable[..., Any]
+SHOWN = 5
+"""How many messages of a kind are shown as examples."""
+
 _path = click.Path(path_type=Path)
 
 

@@ -99,6 +99,13 @@ class Pop3Policy(Settings):
         le=86400.0,
         description="The least time between two logins of a user, on this machine; sooner ones hear [LOGIN-DELAY].",
     )
+    realm: str = Field(
+        default="",
+        max_length=64,
+        pattern=r"^[A-Za-z0-9_.-]*$",
+        description="Whose users these are. A user name of one realm is one user, whatever pool it is routed to: "
+        "routes whose users may share names need realms of their own.",
+    )
     quit_timeout: Seconds = Field(
         default=60.0,
         ge=1.0,
