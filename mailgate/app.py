@@ -42,6 +42,7 @@ from mailgate.session.engine import Engine
 from mailgate.session.relay import Watch
 from mailgate.stream import SocketStream, burst_buffer
 from mailgate.supervisor import Supervisor
+from mailgate.translating import Stores
 from mailgate.upgrade import rehearse
 from mailgate.upstream.pool import Upstreams
 from mailgate.web import admin, http
@@ -125,6 +126,7 @@ class Gateway:
             counts=self._seat,
             maildrops=MaildropLocks(register, bus),
             login_delays=LoginDelays(register),
+            stores=Stores(),
         )
         if heritage is None:
             self.current = Generation(config, self._lasting, Upstreams(config, self._tell_of_upstream))
@@ -185,6 +187,7 @@ class Gateway:
             plan.abandon()
             self.doors.close()
             self.tracer.close()
+            await self._lasting.stores.aclose()
         self._say("stopped")
 
     def _say(self, event: str, **facts: object) -> None:

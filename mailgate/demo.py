@@ -1,8 +1,8 @@
 """``mailgate demo``: a sample mail server and the gateway in front of it, shown at work.
 
-The mail server is pymap, run as a child process on loopback; the gateway runs in this process with
-a configuration as a user would write it. The check is a mail client's: TLS with the certificate
-verified, login, and every message read.
+The mail server is pymap, which speaks IMAP alone, run as a child process on loopback; the gateway runs in this process
+with a configuration as a user would write it. The check is a mail client's: TLS with the certificate verified, login,
+and every message read, with IMAP and with POP3.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import imaplib
 import importlib.metadata
+import poplib
 import socket
 import ssl
 import subprocess
@@ -54,6 +55,13 @@ protocol = "imap"
 bind = ["127.0.0.1:{imap}"]
 tls = "starttls"
 
+# The sample server has no POP3: these clients are translated for.
+[[listener]]
+name = "pop3s"
+protocol = "pop3"
+bind = ["127.0.0.1:{pop3s}"]
+tls = "implicit"
+
 [tls]
 certificate = "certificate.pem"
 key = "key.pem"
@@ -79,10 +87,11 @@ class Ports:
     upstream: int
     imaps: int
     imap: int
+    pop3s: int
     metrics: int
 
 
-def choose_ports(wanted: tuple[int, ...] = (0, 1993, 1143, 9393)) -> Ports:
+def choose_ports(wanted: tuple[int, ...] = (0, 1993, 1143, 1995, 9393)) -> Ports:
     """Return free ports, the wanted ones where nobody has them."""
     with contextlib.ExitStack() as stack:
         found = []
@@ -141,18 +150,49 @@ def read_mail(port: int, authority: Path) -> list[str]:
     """
     context = ssl.create_default_context(cafile=authority)
     lines = []
+    with _telling("IMAP"), imaplib.IMAP4_SSL("localhost", port, ssl_context=context, timeout=CHECK_SECONDS) as client:
+        client.login(USER, PASSWORD)
+        client.select("INBOX", readonly=True)
+        _, found = client.search(None, "ALL")
+        for number in found[0].decode("ascii").split():
+            _, parts = client.fetch(number, "(BODY.PEEK[])")
+            lines.append(_line(number, next(part[1] for part in parts if isinstance(part, tuple))))
+    return _some(lines)
+
+
+def read_pop3(port: int, authority: Path) -> list[str]:
+    """Read the inbox as :func:`read_mail` does, with POP3: the gateway translates."""
+    context = ssl.create_default_context(cafile=authority)
+    lines = []
+    with _telling("POP3"), contextlib.closing(_pop3(port, context)) as client:
+        client.user(USER)
+        client.pass_(PASSWORD)
+        unique_ids = [line.decode("ascii").split()[1] for line in client.uidl()[1]]
+        for number, unique_id in enumerate(unique_ids, 1):
+            data = b"\r\n".join(client.retr(number)[1]) + b"\r\n"
+            lines.append(f"{_line(str(number), data)}, unique-id {unique_id}")
+        client.quit()
+    return _some(lines)
+
+
+def _pop3(port: int, context: ssl.SSLContext) -> poplib.POP3_SSL:
+    return poplib.POP3_SSL("localhost", port, context=context, timeout=CHECK_SECONDS)
+
+
+@contextlib.contextmanager
+def _telling(protocol: str) -> Iterator[None]:
     try:
-        with imaplib.IMAP4_SSL("localhost", port, ssl_context=context, timeout=CHECK_SECONDS) as client:
-            client.login(USER, PASSWORD)
-            client.select("INBOX", readonly=True)
-            _, found = client.search(None, "ALL")
-            for number in found[0].decode("ascii").split():
-                _, parts = client.fetch(number, "(BODY.PEEK[])")
-                data = next(part[1] for part in parts if isinstance(part, tuple))
-                message = message_from_bytes(data, policy=policy.default)
-                lines.append(f"{number}. {message['subject']!s} (from {message['from']!s}, {len(data)} bytes)")
-    except (OSError, imaplib.IMAP4.error, StopIteration) as error:
-        raise DemoError(f"reading mail through the gateway failed: {error}") from error
+        yield
+    except (OSError, imaplib.IMAP4.error, poplib.error_proto, StopIteration) as error:
+        raise DemoError(f"reading mail through the gateway with {protocol} failed: {error}") from error
+
+
+def _line(number: str, data: bytes) -> str:
+    message = message_from_bytes(data, policy=policy.default)
+    return f"{number}. {message['subject']!s} (from {message['from']!s}, {len(data)} bytes)"
+
+
+def _some(lines: list[str]) -> list[str]:
     if not lines:
         raise DemoError("the gateway works, but the sample mailbox is empty")
     return lines
@@ -163,9 +203,10 @@ async def _show(config: Config, folder: Path, ports: Ports, once: bool) -> None:
     gateway = Gateway(config, log.configure("text", "warning" if once else "info"))
     async with trio.open_nursery() as nursery:
         await nursery.start(gateway.run)
-        lines = await trio.to_thread.run_sync(read_mail, ports.imaps, folder / "certificate.pem")
-        click.secho(f"\nRead {len(lines)} messages through the gateway, with IMAP over TLS:", bold=True)
-        click.echo("\n".join(f"  {line}" for line in lines))
+        for name, read, port in (("IMAP", read_mail, ports.imaps), ("POP3", read_pop3, ports.pop3s)):
+            lines = await trio.to_thread.run_sync(read, port, folder / "certificate.pem")
+            click.secho(f"\nRead {len(lines)} messages through the gateway, with {name} over TLS:", bold=True)
+            click.echo("\n".join(f"  {line}" for line in lines))
         if once:
             nursery.cancel_scope.cancel()
             return
@@ -180,12 +221,15 @@ Try it yourself (user {USER}, password {PASSWORD}):
 
   curl --cacert {authority} --user {USER}:{PASSWORD} imaps://localhost:{ports.imaps}/INBOX
   curl --cacert {authority} --user {USER}:{PASSWORD} 'imaps://localhost:{ports.imaps}/INBOX;MAILINDEX=1'
+  curl --cacert {authority} --user {USER}:{PASSWORD} pop3s://localhost:{ports.pop3s}/
+  curl --cacert {authority} --user {USER}:{PASSWORD} pop3s://localhost:{ports.pop3s}/1
   openssl s_client -quiet -crlf -connect localhost:{ports.imaps}
   openssl s_client -quiet -crlf -starttls imap -connect localhost:{ports.imap}
   curl -s http://localhost:{ports.metrics}/metrics | grep ^mailgate_logins
 
-A mail program: server localhost, IMAP, port {ports.imaps} (TLS) or {ports.imap} (STARTTLS); it will warn of
-the self-signed certificate. The configuration that runs: {folder / "mailgate.toml"}
+A mail program: server localhost, IMAP, port {ports.imaps} (TLS) or {ports.imap} (STARTTLS), or POP3, port
+{ports.pop3s} (TLS), though the sample server speaks IMAP alone; it will warn of the self-signed certificate.
+The configuration that runs: {folder / "mailgate.toml"}
 
 Ctrl-C stops everything and removes it."""
 

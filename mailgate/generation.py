@@ -9,7 +9,7 @@ one generation to the next: the counts of the gate, TLS contexts, what is known 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import trio
@@ -18,16 +18,17 @@ from mailgate.config import Config, LimitSettings, Listener
 from mailgate.config.checks import reached_by
 from mailgate.events import Emit, Trace
 from mailgate.ledger import LoginDelays, MaildropLocks
-from mailgate.model import Login, Route, Session, TlsInfo
+from mailgate.model import Login, Protocol, Refusal, Route, Session, TlsInfo
 from mailgate.net.tls import ServerTls, Use
 from mailgate.observe.trace import Tracer
 from mailgate.policy.gate import Gate, GateSettings
 from mailgate.policy.limits import Counts
 from mailgate.routing.static import StaticRouter
-from mailgate.session.dialogue import Services, SignedIn
+from mailgate.session.dialogue import Services, SignedIn, Translated
 from mailgate.session.engine import Engine
 from mailgate.session.relay import Watch
 from mailgate.stream import SocketStream
+from mailgate.translating import Stores, Translating
 from mailgate.upstream.pool import ProbeResult, Upstreams
 from mailgate.wire.framing import Limits
 
@@ -51,6 +52,7 @@ class Lasting:
     counts: Counts | None
     maildrops: MaildropLocks
     login_delays: LoginDelays
+    stores: Stores
 
 
 class Generation:
@@ -80,6 +82,14 @@ class Generation:
         limits = config.limits
         self.gate: Gate = Gate(_gate_settings(limits), earlier.gate if earlier is not None else None, lasting.counts)
         self.router = StaticRouter(config.route)
+        self.translating = Translating(
+            config,
+            lasting.emit,
+            lasting.buffer,
+            lasting.maildrops,
+            lasting.login_delays,
+            lasting.stores.get(config.pop3.store),
+        )
         self._pools = {listener.name: self._pools_of(listener) for listener in config.listener}
         self.services = Services(
             hostname=config.hostname,
@@ -87,7 +97,7 @@ class Generation:
             limits=Limits(line=limits.line, literal=limits.literal, total=limits.total),
             route=self._route,
             open_upstream=self._open_upstream,
-            upstream_capabilities=lambda session: upstreams.known_capabilities(self._pools[session.listener]),
+            upstream_capabilities=self._upstream_capabilities,
             emit=lasting.emit,
             watch=lasting.watch,
             engine=lasting.engine,
@@ -103,11 +113,37 @@ class Generation:
         rules = reached_by(listener, enumerate(self.config.route))
         return tuple(dict.fromkeys(rule.pool for _, rule in rules))
 
+    def _upstream_capabilities(self, session: Session) -> list[frozenset[str]]:
+        pools = self._pools[session.listener]
+        if session.protocol is Protocol.IMAP:
+            return self.upstreams.known_capabilities(pools)
+        found = []
+        for name in pools:
+            known = self.upstreams.known_capabilities((name,))
+            if self.config.pool[name].protocol is not Protocol.POP3:
+                known = self.translating.capabilities(known)
+            found += known
+        return found
+
     async def _route(self, login: Login, session: Session) -> Route | None:
+        rewritten = self.translating.rewritten(login)
+        if rewritten is not None:
+            plain, mailbox = rewritten
+            route = await self.router(plain, session)
+            if route is not None and self.translating.policy(route, login.protocol) is not None:
+                return replace(route, login=plain, mailbox=mailbox)
         return await self.router(login, session)
 
-    async def _open_upstream(self, route: Route, login: Login, session: Session) -> SignedIn:
-        return await self.upstreams.open(route, login, session)
+    async def _open_upstream(self, route: Route, login: Login, session: Session) -> SignedIn | Translated | Refusal:
+        login = route.login or login
+        policy = self.translating.policy(route, login.protocol)
+        if policy is None:
+            return await self.upstreams.open(route, login, session)
+
+        async def dial() -> SignedIn:
+            return await self.upstreams.open(route, login, session)
+
+        return await self.translating.open(policy, login, session, dial, route.mailbox)
 
     def _trace(self, session: Session) -> Trace | None:
         # Without traces in its configuration a session may be one whose commands are not seen, and then nobody

@@ -124,10 +124,15 @@ class Login:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Where a login goes, and by whose word: the route's name in the configuration and its pool."""
+    """Where a login goes, and by whose word: the route's name in the configuration and its pool.
+
+    Where the user's name carried a ``mailbox`` for a POP3 client, ``login`` is the login without it.
+    """
 
     name: str
     pool: str
+    login: Login | None = None
+    mailbox: bytes | None = None
 
 
 class Failure(StrEnum):

@@ -42,6 +42,7 @@ COMPOSES = {
     "inherited",
     "garbage",
     "generation",
+    "translating",
     "doors",
     "reception",
     "drain",

@@ -10,7 +10,7 @@ import abc
 import base64
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Final
+from typing import ClassVar, Final, Literal
 from typing import Protocol as Interface
 
 import trio
@@ -29,11 +29,12 @@ from mailgate.model import (
     Secret,
     Session,
     Side,
+    Verdict,
 )
 from mailgate.policy import answers
 from mailgate.policy.gate import Gate
 from mailgate.session.engine import Engine
-from mailgate.session.relay import Watch
+from mailgate.session.relay import Watch, Watched
 from mailgate.stream import ByteStream
 from mailgate.wire import sasl
 from mailgate.wire.framing import BadCommand, Limits, SaslLine
@@ -65,24 +66,54 @@ class SessionOver(Exception):
         self.reason = reason
 
 
-class SignedIn(Interface):
+class Accepted(Interface):
     """An upstream that has accepted a login.
 
-    ``residual`` is what it sent behind the acceptance, ``untagged`` the lines before it that the
-    client should see, ``capabilities`` what it can after login, in upper case, and ``shown`` the
-    same in its own order and spelling.
+    ``untagged`` are the lines before the acceptance that the client should see, ``shown`` what the upstream can after
+    login in its own order and spelling.
     """
 
+    @property
+    def untagged(self) -> tuple[bytes, ...]: ...  # noqa: D102
+    @property
+    def shown(self) -> tuple[bytes, ...]: ...  # noqa: D102
+    async def aclose(self) -> None:
+        """Close the connection to the upstream."""
+        ...
+
+
+class SignedIn(Accepted, Interface):
+    """An upstream that the client's session is relayed to.
+
+    ``residual`` is what it sent behind the acceptance, ``capabilities`` what it can after login, in upper case.
+    """
+
+    @property
+    def translated(self) -> Literal[False]: ...  # noqa: D102
     @property
     def stream(self) -> ByteStream: ...  # noqa: D102
     @property
     def residual(self) -> bytes: ...  # noqa: D102
     @property
-    def untagged(self) -> tuple[bytes, ...]: ...  # noqa: D102
-    @property
     def capabilities(self) -> frozenset[str]: ...  # noqa: D102
+
+
+class Translated(Accepted, Watched, Interface):
+    """An upstream of another protocol, with what serves the client: a relay would not do."""
+
     @property
-    def shown(self) -> tuple[bytes, ...]: ...  # noqa: D102
+    def translated(self) -> Literal[True]: ...  # noqa: D102
+    async def serve(
+        self,
+        stream: ByteStream,
+        early: bytes,
+        *,
+        idle: float,
+        decide: Callable[[str], Verdict],
+        trace: Trace | None,
+    ) -> End:
+        """Serve the client to the end; ``early`` is what it sent behind its login."""
+        ...
 
 
 class Connection(Interface):
@@ -120,7 +151,7 @@ class Services:
     gate: Gate
     limits: Limits
     route: Callable[[Login, Session], Awaitable[Route | None]]
-    open_upstream: Callable[[Route, Login, Session], Awaitable[SignedIn]]
+    open_upstream: Callable[[Route, Login, Session], Awaitable[SignedIn | Translated | Refusal]]
     upstream_capabilities: Callable[[Session], list[frozenset[str]]]
     emit: Emit
     watch: Watch
@@ -166,7 +197,7 @@ class Dialogue(abc.ABC):
         """Answer commands until the client has said who it is; raises SessionOver."""
 
     @abc.abstractmethod
-    async def accept(self, signed_in: SignedIn) -> None:
+    async def accept(self, accepted: Accepted) -> None:
         """Tell the client that its login succeeded."""
 
     @abc.abstractmethod

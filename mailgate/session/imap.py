@@ -12,7 +12,7 @@ from typing import Final
 
 from mailgate.model import Login, Mechanism, Protocol, Refusal, Secret, Side
 from mailgate.policy import access, answers
-from mailgate.session.dialogue import HIDDEN, Dialogue, SessionOver, SignedIn, mechanisms_for
+from mailgate.session.dialogue import HIDDEN, Accepted, Dialogue, SessionOver, SignedIn, mechanisms_for
 from mailgate.wire import sasl
 from mailgate.wire.framing import BadCommand, SaslLine
 from mailgate.wire.imap import Command, CommandReceiver, LiteralAnnounced
@@ -192,14 +192,14 @@ class ImapDialogue(Dialogue):
         """Send ``* BYE``."""
         await self.send(answers.imap_reply(refusal, None, "BYE"))
 
-    async def accept(self, signed_in: SignedIn) -> None:
+    async def accept(self, accepted: Accepted) -> None:
         """Send the tagged OK with the upstream's capabilities, filtered.
 
         A client that asked for capabilities before login keeps those unless it is told again
         (many ignore the response code), so it is sent an untagged response as well.
         """
-        shown = _visible(signed_in.shown)
-        pieces = list(signed_in.untagged)
+        shown = _visible(accepted.shown)
+        pieces = list(accepted.untagged)
         if self._asked_capabilities:
             pieces.append(b"* CAPABILITY %b\r\n" % shown)
         pieces.append(b"%b OK [CAPABILITY %b] Logged in\r\n" % (self._tag, shown))

@@ -11,7 +11,7 @@ from typing import Final
 
 from mailgate.model import Login, Mechanism, Protocol, Refusal, Secret, Side
 from mailgate.policy import access, answers
-from mailgate.session.dialogue import Dialogue, SessionOver, SignedIn
+from mailgate.session.dialogue import Accepted, Dialogue, SessionOver, SignedIn
 from mailgate.wire import sasl
 from mailgate.wire.framing import BadCommand, SaslLine
 from mailgate.wire.pop3 import CommandReceiver, Pop3Command
@@ -193,7 +193,7 @@ class Pop3Dialogue(Dialogue):
         """Send ``-ERR``: POP3 has no other farewell."""
         await self.send(answers.pop3_reply(refusal))
 
-    async def accept(self, signed_in: SignedIn) -> None:
+    async def accept(self, accepted: Accepted) -> None:
         """Send ``+OK``."""
         await self._ok("Logged in")
 

@@ -34,17 +34,49 @@ QUIET_SECONDS: Final = 2.0
 """How long a relay whose commands are not seen must have been silent to count as idle in a drain."""
 
 
+class Watched(Protocol):
+    """A session after its login, whatever serves it, as a :class:`Watch` sees it."""
+
+    @property
+    def session(self) -> Session:
+        """What is known of the client."""
+        ...
+
+    @property
+    def protocol(self) -> Mail:
+        """What the client speaks."""
+        ...
+
+    @property
+    def ended(self) -> bool:
+        """Whether its end is decided."""
+        ...
+
+    @property
+    def quiet(self) -> bool:
+        """Whether no command is under way, so that ending now takes nothing from anybody."""
+        ...
+
+    def end(self, side: Side, reason: str) -> None:
+        """End it now; the first reason given is the one that is logged."""
+        ...
+
+    def sweep(self, now: float) -> None:
+        """Check the idle limit and tell what was relayed since the last time."""
+        ...
+
+
 class Watch:
     """Ends relays that were idle for too long and tells their byte counts, for a whole worker."""
 
     def __init__(self) -> None:
-        self._relays: dict[Relay, None] = {}
+        self._relays: dict[Watched, None] = {}
 
-    def add(self, relay: Relay) -> None:
+    def add(self, relay: Watched) -> None:
         """Begin to watch a relay."""
         self._relays[relay] = None
 
-    def remove(self, relay: Relay) -> None:
+    def remove(self, relay: Watched) -> None:
         """Stop watching a relay."""
         self._relays.pop(relay, None)
 

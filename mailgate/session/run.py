@@ -16,7 +16,7 @@ from mailgate.errors import UpstreamFailed
 from mailgate.events import BytesRelayed, LimitStruck, LoginRefused, SessionEstablished
 from mailgate.model import Deny, End, Login, Protocol, Refusal, Side, State
 from mailgate.policy import answers
-from mailgate.session.dialogue import Connection, Dialogue, Services, SessionOver, SignedIn
+from mailgate.session.dialogue import Connection, Dialogue, Services, SessionOver, SignedIn, Translated
 from mailgate.session.imap import ImapDialogue
 from mailgate.session.pop3 import Pop3Dialogue
 from mailgate.session.relay import Relay
@@ -46,7 +46,7 @@ async def run_session(connection: Connection, listener: Listener, services: Serv
     dialogue = DIALOGUES[session.protocol](connection, listener, services)
     dialogue.trace = services.trace(session)
     before_login = _BeforeLogin(dialogue, services)
-    signed_in: SignedIn | None = None
+    signed_in: SignedIn | Translated | None = None
     try:
         try:
             stream.deadline = trio.current_time() + listener.login_timeout
@@ -66,10 +66,12 @@ async def run_session(connection: Connection, listener: Listener, services: Serv
             return End(over.side, over.reason)
         finally:
             services.emit(BytesRelayed(session, session.bytes_in, session.bytes_out))
+        if signed_in.translated:
+            return await _translate(dialogue, signed_in, services)
         return await _relay(dialogue, signed_in, services)
     finally:
         if signed_in is not None:
-            await signed_in.stream.aclose()
+            await signed_in.aclose()
 
 
 class _BeforeLogin:
@@ -80,7 +82,7 @@ class _BeforeLogin:
         self.session = dialogue.session
         self.services = services
 
-    async def sign_in(self) -> SignedIn:
+    async def sign_in(self) -> SignedIn | Translated:
         """Read logins until an upstream accepts one; raises SessionOver when the client has no more tries.
 
         The client's stream has a deadline, and raises ``trio.TooSlowError`` when it has come.
@@ -102,14 +104,14 @@ class _BeforeLogin:
             try:
                 await self.dialogue.accept(outcome)
             except BaseException:
-                await outcome.stream.aclose()
+                await outcome.aclose()
                 raise
             self.services.gate.logged_in(self.session.id)
             self.session.state = State.RELAY
             self.services.emit(SessionEstablished(self.session, trio.current_time() - began))
             return outcome
 
-    async def _attempt(self, login: Login) -> SignedIn | Refusal:
+    async def _attempt(self, login: Login) -> SignedIn | Translated | Refusal:
         """Find the login's upstream and sign in there; return the reason for a refusal otherwise."""
         session, services = self.session, self.services
         session.user = login.user
@@ -152,6 +154,22 @@ async def _last_words(dialogue: Dialogue, refusal: Refusal) -> None:
     dialogue.connection.stream.deadline = trio.current_time() + 1
     with contextlib.suppress(trio.TooSlowError):
         await dialogue.goodbye(refusal)
+
+
+async def _translate(dialogue: Dialogue, translated: Translated, services: Services) -> End:
+    """Have the client served by what translates for it."""
+    listener = dialogue.listener
+    services.watch.add(translated)
+    try:
+        return await translated.serve(
+            dialogue.connection.stream,
+            dialogue.residual(),
+            idle=listener.idle_timeout,
+            decide=services.gate.deciders[dialogue.session.protocol],
+            trace=dialogue.trace,
+        )
+    finally:
+        services.watch.remove(translated)
 
 
 async def _relay(dialogue: Dialogue, signed_in: SignedIn, services: Services) -> End | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import abc
 import functools
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 import trio
 
@@ -40,6 +40,11 @@ class SignedIn:
     capabilities: frozenset[str]
     shown: tuple[bytes, ...]
     server: str
+    translated: Literal[False] = False
+
+    async def aclose(self) -> None:
+        """Close the connection."""
+        await self.stream.aclose()
 
 
 @functools.lru_cache(maxsize=64)

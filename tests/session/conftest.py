@@ -60,6 +60,10 @@ class FakeSignedIn:
     untagged: tuple[bytes, ...] = ()
     capabilities: frozenset[str] = UPSTREAM
     shown: tuple[bytes, ...] = (b"IMAP4rev1", b"LITERAL+", b"IDLE", b"COMPRESS=DEFLATE")
+    translated: bool = False
+
+    async def aclose(self) -> None:
+        await self.stream.aclose()
 
 
 @dataclass

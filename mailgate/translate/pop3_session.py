@@ -1,0 +1,580 @@
+"""The TRANSACTION state of a POP3 client whose mail lies on an IMAP server (RFC 1939 §5, §6).
+
+One coroutine reads commands and answers them in their order; what a client sends ahead waits in its
+socket meanwhile, which is all that pipelining needs (RFC 2449 §6.6). Everything but messages is answered
+from the frozen maildrop, and what a client deletes is a mark there until its QUIT.
+
+A connection to the server that was lost is replaced when it is needed next; as long as the mailboxes are the
+same ones, the client does not notice. What can be said of a message before its first byte went out becomes a
+reply, and after that byte the only honest answer is the end of the connection.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from typing import Final
+from typing import Protocol as Interface
+
+import trio
+
+from mailgate.config import Pop3Policy
+from mailgate.errors import UpstreamFailed
+from mailgate.events import BytesRelayed, CommandFinished, Emit, MaildropClosed, Trace
+from mailgate.model import Deny, End, Protocol, Refusal, Session, Side, Verdict
+from mailgate.policy import access, answers
+from mailgate.stream import ByteStream
+from mailgate.translate.backend import Backend
+from mailgate.translate.deletion import Deletion, plan
+from mailgate.translate.imap_client import ClientError, ImapClient, Vanished
+from mailgate.translate.opening import Opened
+from mailgate.translate.refusals import refusal_for
+from mailgate.translate.store import Memories
+from mailgate.translate.store_backend import StoreFailed
+from mailgate.translate.update import update
+from mailgate.wire.dotted import MessageEncoder
+from mailgate.wire.framing import BadCommand, Limits
+from mailgate.wire.pop3 import CommandReceiver, Pop3Command
+
+READ_SIZE: Final = 16 * 1024
+"""Bytes of commands taken at a time: a thousand of them, and little enough to be nobody's burden."""
+
+REPLIES_HELD: Final = 16 * 1024
+"""Bytes of short replies that are gathered while more commands are at hand."""
+
+KEEP_ALIVE_SECONDS: Final = 20 * 60.0
+"""How long the server hears nothing from a silent client: it may close after 30 minutes (RFC 9051 §5.4)."""
+
+BAD_COMMANDS: Final = 20
+"""Commands in a row that were wrong, after which a client is caught in a loop."""
+
+AHEAD_LIMIT: Final = 256 * 1024
+"""The largest message that is asked for before the client does: so much may have to be read for nothing."""
+
+TOP_BEGINS: Final = 8 * 1024
+"""Bytes of a message that the first request of a TOP asks for, beside those of its lines: most headers fit."""
+
+TOP_LINE: Final = 100
+"""Bytes that a line is taken to have when a request of a TOP is sized."""
+
+NEEDS_UTF8: Final = Refusal("needs_utf8", "This message needs UTF8 before the login.", "", "UTF8")
+"""What RFC 6856 §2.1 has a server say to a client that did not ask for UTF-8 in headers."""
+
+_ONE = re.compile(rb" *([0-9]{1,10}) *\Z")
+_TWO = re.compile(rb" *([0-9]{1,10}) +([0-9]{1,10}) *\Z")
+
+
+class Held(Interface):
+    """The lock of a maildrop."""
+
+    def keep(self) -> None:
+        """Give way to nobody any more."""
+        ...
+
+    def release(self) -> None:
+        """Let others have the maildrop; does nothing the second time."""
+        ...
+
+
+class _Over(Exception):
+    """The session ends."""
+
+    def __init__(self, side: Side, reason: str) -> None:
+        super().__init__(reason)
+        self.end = End(side, reason)
+
+
+class Pop3Session:
+    """One client's session with its maildrop, from the accepted login to the end.
+
+    ``held`` is the lock of the maildrop, let go at the end. A session is one of those that
+    :class:`~mailgate.session.relay.Watch` knows, and ends when told to, but not in the middle of its UPDATE.
+    """
+
+    translated: Final = True
+    untagged: Final = ()
+    shown: Final = ()
+
+    def __init__(
+        self,
+        session: Session,
+        backend: Backend,
+        opened: Opened,
+        memories: Memories,
+        policy: Pop3Policy,
+        emit: Emit,
+        buffer: bytearray,
+        capabilities: tuple[str, ...],
+        *,
+        utf8: bool,
+        held: Held,
+    ) -> None:
+        self.session = session
+        self.outcome: End | None = None
+        self.quiet = False
+        self._backend = backend
+        self._opened = opened
+        self._maildrop = opened.maildrop
+        self._memories = memories
+        self._policy = policy
+        self._emit = emit
+        self._view = memoryview(buffer)
+        self._capabilities = capabilities
+        self._utf8 = utf8 or policy.utf8 == "passthrough"
+        self._held_maildrop = held
+        self._deletions: Sequence[Deletion | Refusal] | None = None
+        self._receiver = CommandReceiver(Limits(total=1 << 62))
+        self._scope = trio.CancelScope()
+        self._replies: list[bytes] = []
+        self._held = 0
+        self._bad = 0
+        self._quitted = False
+        self._last_retrieved = 0
+        # Sizes that were seen and are listed from the next session on: within one, a message has one size.
+        self._measured: dict[int, int] = {}
+        self._told_in = session.bytes_in
+        self._told_out = session.bytes_out
+        self._stream: ByteStream
+        self._trace: Trace | None = None
+        self._idle = 0.0
+
+    # ---------------------------------------------------------------- from outside
+
+    @property
+    def protocol(self) -> Protocol:
+        """What the client speaks."""
+        return Protocol.POP3
+
+    @property
+    def ended(self) -> bool:
+        """Whether the end of this session is decided."""
+        return self.outcome is not None
+
+    def end(self, side: Side, reason: str) -> None:
+        """End the session, with nothing deleted; one that updates its maildrop goes on until that is done."""
+        self.outcome = self.outcome or End(side, reason)
+        self._scope.cancel()
+
+    def sweep(self, now: float) -> None:
+        """Tell what went through since the last time."""
+        session = self.session
+        received, sent = session.bytes_in - self._told_in, session.bytes_out - self._told_out
+        if received or sent:
+            self._told_in, self._told_out = session.bytes_in, session.bytes_out
+            self._emit(BytesRelayed(session, received, sent))
+
+    async def aclose(self) -> None:
+        """Close the connection to the server, at once, and let the next session have the maildrop."""
+        self._backend.abort()
+        self._held_maildrop.release()
+        await trio.lowlevel.cancel_shielded_checkpoint()
+
+    # ---------------------------------------------------------------- the session
+
+    async def serve(
+        self,
+        stream: ByteStream,
+        early: bytes,
+        *,
+        idle: float,
+        decide: Callable[[str], Verdict],
+        trace: Trace | None,
+    ) -> End:
+        """Answer the client's commands until it quits or goes; return who ended the session, and why.
+
+        ``early`` is what it sent behind its login, ``idle`` the limit in seconds for its silence and for its taking
+        what it is sent; ``decide`` is asked for each command.
+        """
+        self._stream, self._trace, self._idle = stream, trace, idle
+        self._receiver.receive(early)
+        try:
+            with self._scope:
+                while True:
+                    await self._one(decide)
+        except _Over as over:
+            # RFC 1939 §3: an idle client is not answered. One that was told why has been.
+            return self.outcome or over.end
+        finally:
+            self.sweep(0.0)
+        return self.outcome or End(Side.PROXY, "internal")
+
+    async def _one(self, decide: Callable[[str], Verdict]) -> None:
+        """Answer the next command."""
+        while (item := self._receiver.next()) is None:
+            await self._flush()
+            await self._fill()
+        began = trio.current_time()
+        if isinstance(item, BadCommand):
+            self._note(b"<hidden>\r\n")
+            await self._refuse(item.text)
+            verb, done = "other", False
+            if item.fatal:
+                await self._flush()
+                raise _Over(Side.CLIENT, "protocol")
+        else:
+            self._note(item.raw)
+            verb = item.verb if item.verb in access.KNOWN_VERBS[Protocol.POP3] else "other"
+            handler = _COMMANDS.get(item.verb)
+            verdict = decide(item.verb)
+            if isinstance(verdict, Deny):
+                done = await self._refuse(verdict.refusal)
+            elif handler is None:
+                done = await self._refuse("Unknown command")
+            else:
+                done = await handler(self, item)
+        self.session.commands += 1
+        self._emit(CommandFinished(self.session, verb, "ok" if done else "err", trio.current_time() - began))
+        if self._quitted:
+            await self._flush()
+            raise _Over(Side.CLIENT, "logged_out")
+        self._bad = 0 if done else self._bad + 1
+        if self._bad >= BAD_COMMANDS:
+            await self._refuse(answers.TOO_MANY_BAD_COMMANDS)
+            await self._flush()
+            raise _Over(Side.PROXY, answers.TOO_MANY_BAD_COMMANDS.reason)
+
+    # ---------------------------------------------------------------- the client
+
+    def _note(self, said: bytes) -> None:
+        if self._trace is not None:
+            self._trace.client(said)
+
+    async def _fill(self) -> None:
+        """Receive more from the client, while the server hears now and then that its client is there."""
+        stream = self._stream
+        silent_at = trio.current_time() + self._idle
+        self.quiet = True
+        try:
+            while True:
+                stream.deadline = min(silent_at, trio.current_time() + KEEP_ALIVE_SECONDS)
+                try:
+                    count = await stream.receive(self._view[:READ_SIZE])
+                    break
+                except trio.TooSlowError:
+                    if trio.current_time() >= silent_at:
+                        raise _Over(Side.PROXY, "idle") from None
+                    await self._backend.keep_alive()
+        except trio.BrokenResourceError:
+            raise _Over(Side.CLIENT, "reset") from None
+        finally:
+            self.quiet = False
+        if count == 0:
+            raise _Over(Side.CLIENT, "closed")
+        self.session.bytes_in += count
+        self._receiver.receive(self._view[:count])
+
+    async def _send(self, data: bytes | memoryview) -> None:
+        """Send to the client, which must take it within the idle limit."""
+        if self._trace is not None:
+            self._trace.upstream(bytes(data))
+        self._stream.deadline = trio.current_time() + self._idle
+        try:
+            await self._stream.send_all(data)
+        except trio.TooSlowError:
+            raise _Over(Side.PROXY, "idle") from None
+        except trio.BrokenResourceError:
+            raise _Over(Side.CLIENT, "reset") from None
+        self.session.bytes_out += len(data)
+
+    async def _say(self, reply: bytes) -> None:
+        """Answer in the order of the commands; what is short goes out together with what follows."""
+        self._replies.append(reply)
+        self._held += len(reply)
+        if self._held >= REPLIES_HELD:
+            await self._flush()
+
+    def _take_held(self) -> bytes:
+        held = b"".join(self._replies)
+        self._replies.clear()
+        self._held = 0
+        return held
+
+    async def _flush(self) -> None:
+        if self._replies:
+            await self._send(self._take_held())
+
+    async def _ok(self, text: str) -> bool:
+        await self._say(b"+OK %b\r\n" % text.encode("ascii"))
+        return True
+
+    async def _refuse(self, why: str | Refusal) -> bool:
+        await self._say(answers.pop3_reply(why) if isinstance(why, Refusal) else f"-ERR {why}\r\n".encode("ascii"))
+        return False
+
+    # ---------------------------------------------------------------- commands that the maildrop answers
+
+    async def _stat(self, command: Pop3Command) -> bool:
+        return await self._ok(f"{self._maildrop.count} {self._maildrop.octets}")
+
+    async def _number(self, argument: bytes) -> int | None:
+        """Return the number of a message that is there; the client was told otherwise where it is None."""
+        match = _ONE.match(argument)
+        number = int(match[1]) if match is not None else 0
+        if match is None:
+            await self._refuse("The number of a message is missing")
+        elif not 1 <= number <= self._maildrop.total:
+            await self._refuse("There is no such message")
+        elif not self._maildrop.present(number):
+            await self._refuse("This message is deleted")
+        else:
+            return number
+        return None
+
+    async def _list(self, command: Pop3Command) -> bool:
+        drop = self._maildrop
+        if command.argument.strip(b" "):
+            number = await self._number(command.argument)
+            return number is not None and await self._ok(f"{number} {drop.size(number)}")
+        await self._say(b"+OK %d messages (%d octets)\r\n" % (drop.count, drop.octets))
+        return await self._listing("LIST")
+
+    async def _uidl(self, command: Pop3Command) -> bool:
+        if command.argument.strip(b" "):
+            number = await self._number(command.argument)
+            if number is None:
+                return False
+            await self._say(b"+OK %d %b\r\n" % (number, self._maildrop.uidl(number)))
+            return True
+        await self._say(b"+OK Unique-id listing follows\r\n")
+        return await self._listing("UIDL")
+
+    async def _listing(self, kind: str) -> bool:
+        for block in self._maildrop.lines("LIST" if kind == "LIST" else "UIDL"):
+            await self._say(block)
+        await self._say(b".\r\n")
+        return True
+
+    async def _dele(self, command: Pop3Command) -> bool:
+        number = await self._number(command.argument)
+        if number is None:
+            return False
+        try:
+            if self._deletions is None:
+                # Now and not in QUIT's answer is when a client must hear of a policy that can never work here.
+                client = await self._backend.client(self._maildrop.folder(number))
+                self._deletions = await plan(client, self._backend.folders, self._policy)
+        except (ClientError, UpstreamFailed) as error:
+            return await self._refuse(refusal_for(error))
+        deletion = self._deletions[self._maildrop.folder(number)]
+        if isinstance(deletion, Refusal):
+            return await self._refuse(deletion)
+        self._maildrop.delete(number)
+        return await self._ok("Marked to be deleted")
+
+    async def _rset(self, command: Pop3Command) -> bool:
+        self._maildrop.reset()
+        return await self._ok(f"{self._maildrop.count} messages ({self._maildrop.octets} octets)")
+
+    async def _noop(self, command: Pop3Command) -> bool:
+        return await self._ok("Nothing done")
+
+    async def _last(self, command: Pop3Command) -> bool:
+        if not self._policy.last:
+            return await self._refuse("Unknown command")
+        return await self._ok(str(self._maildrop.last))
+
+    async def _capa(self, command: Pop3Command) -> bool:
+        lines = "".join(f"{line}\r\n" for line in self._capabilities)
+        await self._say(f"+OK Capability list follows\r\n{lines}.\r\n".encode("ascii"))
+        return True
+
+    async def _utf8_mode(self, command: Pop3Command) -> bool:
+        # Some clients ask only now (RFC 6856 §2 wants it before the login), and lose nothing by an answer.
+        if command.argument:
+            return await self._refuse("UTF8 takes no argument")
+        self._utf8 = True
+        return await self._ok("UTF8 enabled")
+
+    async def _lang(self, command: Pop3Command) -> bool:
+        if not command.argument:
+            await self._say(b"+OK Language list follows\r\ni-default Default language\r\n.\r\n")
+            return True
+        if command.argument in (b"*", b"i-default"):
+            return await self._ok("i-default Default language")
+        return await self._refuse("This language is not spoken here")
+
+    # ---------------------------------------------------------------- messages
+
+    async def _retr(self, command: Pop3Command) -> bool:
+        number = await self._number(command.argument)
+        if number is None:
+            return False
+        encoder = MessageEncoder(nul=self._nul)
+        done = await self._message(number, encoder, None)
+        if done:
+            if self._policy.size == "cache" and encoder.octets != self._maildrop.size(number):
+                self._measured[number] = encoder.octets
+            self._maildrop.retrieved(number)
+            self._last_retrieved = number
+        return done
+
+    async def _top(self, command: Pop3Command) -> bool:
+        match = _TWO.match(command.argument)
+        if match is None:
+            return await self._refuse("TOP takes the number of a message and a number of lines")
+        number = await self._number(match[1])
+        if number is None:
+            return False
+        lines = int(match[2])
+        return await self._message(number, MessageEncoder(nul=self._nul, body_lines=lines), lines)
+
+    @property
+    def _nul(self) -> bytes | None:
+        return b"\x80" if self._policy.nul == "replace" else None
+
+    async def _message(self, number: int, encoder: MessageEncoder, lines: int | None) -> bool:
+        """Send a message, or its header and some lines; say ``-ERR`` where that is known before its first byte."""
+        try:
+            begun = await self._begin(number, lines)
+        except Vanished:
+            # RFC 1939 has no word for it: the number stays, and each try is refused.
+            return await self._refuse("This message was removed by another client")
+        except (ClientError, UpstreamFailed) as error:
+            refusal = refusal_for(error)
+            await self._refuse(refusal)
+            if refusal.close:
+                await self._flush()
+                raise _Over(Side.SERVER, refusal.reason) from error
+            return False
+        if begun is None:
+            return await self._refuse(NEEDS_UTF8)
+        await self._say(b"+OK %d octets\r\n" % self._maildrop.size(number))
+        try:
+            await self._stream_message(number, encoder, lines)
+        except (ClientError, UpstreamFailed) as error:
+            # A final dot would make a whole message of what is not.
+            raise _Over(Side.SERVER, refusal_for(error).reason) from error
+        return True
+
+    async def _begin(self, number: int, lines: int | None) -> int | None:
+        """Ask for a message; return the size of what comes, None for a client that must say UTF8 first.
+
+        A connection that turns out to be lost is replaced, once.
+        """
+        drop, backend = self._maildrop, self._backend
+        folder, uid = drop.folder(number), drop.uid(number)
+        for again in (True, False):
+            client = await backend.client(folder)
+            try:
+                if not self._utf8 and await self._has_utf8_header(folder, uid):
+                    return None
+                if lines is None:
+                    self._ask_ahead(number, client)
+                    size = await client.begin_body(uid)
+                elif lines == 0:
+                    size = await client.begin_body(uid, b"HEADER")
+                else:
+                    size = await client.begin_body(uid, first=0, length=_room_for(lines))
+                return size
+            except ClientError:
+                if client.alive or not again:
+                    raise
+        raise AssertionError("the second try returns or raises")
+
+    def _ask_ahead(self, number: int, client: ImapClient) -> None:
+        """Ask for the next message already, for a client that retrieves one after another."""
+        drop = self._maildrop
+        if self._last_retrieved + 1 != number or number >= drop.total or not drop.present(number + 1):
+            return
+        if drop.folder(number + 1) == drop.folder(number) and drop.size(number + 1) <= AHEAD_LIMIT:
+            client.ask_body(drop.uid(number + 1))
+
+    async def _stream_message(self, number: int, encoder: MessageEncoder, lines: int | None) -> None:
+        """Send what was begun, and the rest of it where a TOP needs more than was asked for.
+
+        The last piece waits until the server says that the message was whole, and goes out with the final dot: clients
+        become confused when that comes by itself.
+        """
+        folder, uid = self._maildrop.folder(number), self._maildrop.uid(number)
+        client = await self._backend.client(folder)
+        held = self._take_held()
+        taken, asked = 0, _room_for(lines) if lines else 0
+        while True:
+            came = 0
+            while (piece := await client.next_piece()) is not None:
+                came += len(piece)
+                if encoder.enough:
+                    continue
+                out = encoder.feed(piece)
+                if taken or came > len(piece):
+                    await self._send(held)
+                    held = out
+                else:
+                    held += out
+            taken += came
+            if not lines or encoder.enough or came < asked:
+                break
+            asked = 2 * _room_for(lines)
+            await client.begin_body(uid, first=taken, length=asked)
+        await self._send(held + encoder.finish())
+
+    async def _has_utf8_header(self, folder: int, uid: int) -> bool:
+        client = await self._backend.client(folder)
+        await client.begin_body(uid, b"HEADER")
+        found = False
+        while (piece := await client.next_piece()) is not None:
+            found = found or not bytes(piece).isascii()
+        return found
+
+    # ---------------------------------------------------------------- the end
+
+    async def _quit(self, command: Pop3Command) -> bool:
+        """Enter the UPDATE state, which goes on to its end whether or not the client waits for the answer."""
+        began = trio.current_time()
+        self._held_maildrop.keep()
+        with trio.CancelScope(shield=True):
+            backend, policy = self._backend, self._policy
+            outcome = await update(
+                backend.current, self._maildrop, backend.folders, policy, backend.replace, self._deletions
+            )
+            if outcome.asked:
+                seconds = trio.current_time() - began
+                self._emit(
+                    MaildropClosed(
+                        self.session,
+                        policy.delete,
+                        outcome.removed,
+                        outcome.kept,
+                        outcome.unknown,
+                        outcome.unseen,
+                        outcome.detail,
+                        seconds,
+                    )
+                )
+                if outcome.ok and policy.delete in ("expunge", "trash"):
+                    self._opened.removed(self._maildrop.marked())
+            await self._remember()
+            await backend.logout()
+        self._quitted = True
+        return await (self._ok("Bye") if outcome.refusal is None else self._refuse(outcome.refusal))
+
+    async def _remember(self) -> None:
+        """Keep what was learnt, which makes later sessions faster and their sizes exact, and nothing depends on."""
+        for number, octets in self._measured.items():
+            self._opened.measured(number, octets)
+        if self._measured or self._maildrop.count < self._maildrop.total:
+            with suppress(StoreFailed):
+                await self._opened.remember(self._memories)
+
+
+def _room_for(lines: int) -> int:
+    """Return how many bytes of a message a TOP of so many lines asks for first."""
+    return TOP_BEGINS + min(lines, 1 << 20) * TOP_LINE
+
+
+_COMMANDS: Final[dict[str, Callable[[Pop3Session, Pop3Command], Awaitable[bool]]]] = {
+    "STAT": Pop3Session._stat,
+    "LIST": Pop3Session._list,
+    "UIDL": Pop3Session._uidl,
+    "RETR": Pop3Session._retr,
+    "TOP": Pop3Session._top,
+    "DELE": Pop3Session._dele,
+    "RSET": Pop3Session._rset,
+    "NOOP": Pop3Session._noop,
+    "LAST": Pop3Session._last,
+    "CAPA": Pop3Session._capa,
+    "UTF8": Pop3Session._utf8_mode,
+    "LANG": Pop3Session._lang,
+    "QUIT": Pop3Session._quit,
+}

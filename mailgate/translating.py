@@ -1,0 +1,216 @@
+"""POP3 sessions on IMAP servers, by one configuration: from an accepted login to an open maildrop.
+
+What may be refused is refused in the order that costs least and tells least: only who could sign in at the server
+hears of a delay or a lock, and what a client is shown is remembered before it is shown.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Final
+
+from mailgate.config import Config, Pop3Policy, Pop3Store
+from mailgate.events import Emit, LimitStruck, UpstreamRefused
+from mailgate.ledger import Held, InUse, LoginDelays, MaildropLocks
+from mailgate.model import Failure, Login, Protocol, Refusal, Route, Session, Side
+from mailgate.policy import answers
+from mailgate.session.dialogue import SignedIn
+from mailgate.translate.backend import Backend
+from mailgate.translate.imap_client import ClientError, ImapClient
+from mailgate.translate.opening import open_maildrop
+from mailgate.translate.pop3_session import Pop3Session
+from mailgate.translate.refusals import refusal_for
+from mailgate.translate.store import Store, open_store, owner_of
+from mailgate.translate.store_backend import StoreFailed
+from mailgate.wire.mailbox_name import to_wire
+
+CAPABILITIES: Final = ("TOP", "UIDL", "UTF8", "LANG", "PIPELINING", "RESP-CODES", "AUTH-RESP-CODE")
+"""What a translated session can, whatever its server is."""
+
+
+class Translating:
+    """The translation for one configuration; what it locks and remembers outlives it."""
+
+    def __init__(
+        self,
+        config: Config,
+        emit: Emit,
+        buffer: bytearray,
+        locks: MaildropLocks,
+        delays: LoginDelays,
+        store: Store,
+    ) -> None:
+        self._emit = emit
+        self._buffer = buffer
+        self._locks = locks
+        self._delays = delays
+        self._store = store
+        self._separator = config.pop3.login_folder.encode()
+        self._policies = {
+            rule.name: rule.pop3 or config.pop3
+            for rule in config.route
+            if config.pool[rule.pool].protocol is Protocol.IMAP
+        }
+
+    def policy(self, route: Route, protocol: Protocol) -> Pop3Policy | None:
+        """Return how a client's sessions are served by a route, ``None`` where they are relayed."""
+        return self._policies.get(route.name) if protocol is Protocol.POP3 else None
+
+    def rewritten(self, login: Login) -> tuple[Login, bytes] | None:
+        """Return the login without the mailbox that its user's name carries, and that; ``None`` for an ordinary one."""
+        if not self._separator or login.protocol is not Protocol.POP3:
+            return None
+        acting = split(login.authzid or login.user, self._separator)
+        if acting is None:
+            return None
+        user, folder = acting
+        if login.authzid:
+            return dataclasses.replace(login, authzid=user), folder
+        return dataclasses.replace(login, user=user), folder
+
+    def capabilities(self, known: Iterable[frozenset[str]]) -> list[frozenset[str]]:
+        """Return what POP3 clients are promised before login, from what is known of IMAP servers."""
+        return [_promised(one) for one in known]
+
+    async def open(
+        self,
+        policy: Pop3Policy,
+        login: Login,
+        session: Session,
+        dial: Callable[[], Awaitable[SignedIn]],
+        folder: bytes | None,
+    ) -> Pop3Session | Refusal:
+        """Sign in at the server and open the maildrop; raises UpstreamFailed where the login itself fails.
+
+        ``folder`` is the mailbox that the client asked for by its name, in the place of the policy's.
+        """
+        user = login.authzid or login.user
+        folders = [to_wire(name) for name in policy.folders] if folder is None else [folder]
+        owner = owner_of(policy.realm, user)
+        holder: list[Pop3Session] = []
+        client = await self._client(dial)
+        held: Held | None = None
+        opened = False
+        try:
+            left = self._delays.remaining(owner, policy.login_delay)
+            if left:
+                self._emit(LimitStruck(session, "login_delay", "deny", left))
+                return answers.LOGIN_DELAY
+            try:
+                held = await self._locks.take_all(
+                    [b"\0".join((owner, one)) for one in folders],
+                    conflict=policy.lock,
+                    wait=policy.lock_wait,
+                    give_way=lambda: _give_way(holder),
+                )
+            except InUse as busy:
+                self._emit(LimitStruck(session, "maildrop_lock", "deny", busy.seconds))
+                return answers.MAILDROP_IN_USE
+            if held.waited:
+                self._emit(LimitStruck(session, "maildrop_lock", "delay", held.waited))
+            try:
+                if login.utf8 and "UTF8=ACCEPT" in client.capabilities:
+                    await client.enable("UTF8=ACCEPT")
+                memories = self._store.of(owner)
+                found = await open_maildrop(client, policy, memories, folders, time.time())
+            except (ClientError, StoreFailed) as error:
+                return self._failed(session, error)
+            backend = Backend(client, found.folders, functools.partial(self._client, dial), read_only=policy.read_only)
+            served = Pop3Session(
+                session,
+                backend,
+                found,
+                memories,
+                policy,
+                self._emit,
+                self._buffer,
+                _after_login(policy),
+                utf8=login.utf8,
+                held=held,
+            )
+            if held.told:
+                # The newcomer came while this session was being opened.
+                return answers.MAILDROP_TAKEN
+            holder.append(served)
+            self._delays.note(owner)
+            opened = True
+            return served
+        finally:
+            if not opened:
+                if held is not None:
+                    held.release()
+                client.abort()
+
+    async def _client(self, dial: Callable[[], Awaitable[SignedIn]]) -> ImapClient:
+        signed_in = await dial()
+        return ImapClient(signed_in.stream, self._buffer, signed_in.capabilities, signed_in.residual)
+
+    def _failed(self, session: Session, error: ClientError | StoreFailed) -> Refusal:
+        """Tell why a maildrop could not be opened; the client never sees an empty one instead."""
+        refusal = refusal_for(error)
+        pool, server = session.pool or "", session.server or ""
+        self._emit(UpstreamRefused(session, pool, server, Failure.INTERNAL, "maildrop/login", str(error), reached=True))
+        return refusal
+
+
+class Stores:
+    """The stores of all configurations, each opened once: where it stays the same, a reload goes on with it."""
+
+    def __init__(self) -> None:
+        self._stores: dict[Pop3Store | None, Store] = {}
+
+    def get(self, settings: Pop3Store | None) -> Store:
+        """Return the store of these settings. Raises StoreFailed where a library for it is missing."""
+        store = self._stores.get(settings)
+        if store is None:
+            store = self._stores[settings] = open_store(settings)
+        return store
+
+    async def aclose(self) -> None:
+        """Close them all."""
+        for store in self._stores.values():
+            await store.aclose()
+
+
+def split(user: bytes, sign: bytes) -> tuple[bytes, bytes] | None:
+    """Return the user and the mailbox that a name such as ``anna+Archive@example.org`` carries, ``None`` if none.
+
+    The mailbox stands behind the sign, before the domain or behind it.
+    """
+    name, at, domain = user.rpartition(b"@")
+    if at and sign not in name:
+        domain, _, folder = domain.partition(sign)
+        whole = name + at + domain
+    elif at:
+        name, _, folder = name.partition(sign)
+        whole = name + at + domain if name else b""
+    else:
+        whole, _, folder = user.partition(sign)
+    return (whole, folder) if whole and folder else None
+
+
+def _give_way(holder: list[Pop3Session]) -> None:
+    for session in holder:
+        session.end(Side.PROXY, answers.MAILDROP_TAKEN.reason)
+
+
+@functools.lru_cache(maxsize=64)
+def _promised(known: frozenset[str]) -> frozenset[str]:
+    return frozenset(CAPABILITIES) | {one for one in known if one.startswith("AUTH=")}
+
+
+def _after_login(policy: Pop3Policy) -> tuple[str, ...]:
+    """Return what CAPA lists in a session (RFC 2449 §6)."""
+    lines = [*CAPABILITIES]
+    # Messages beyond the window are not shown any more, which is what a client takes the number for.
+    lines.append(f"EXPIRE {max(1, int(policy.max_age // 86400))}" if policy.max_age else "EXPIRE NEVER")
+    if policy.login_delay:
+        lines.append(f"LOGIN-DELAY {math.ceil(policy.login_delay)}")
+    if policy.last:
+        lines.append("LAST")
+    lines.append("IMPLEMENTATION mailgate")
+    return tuple(lines)
