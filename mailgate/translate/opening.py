@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
+import trio
+
 from mailgate.config.pop3 import Pop3Policy
 from mailgate.translate.imap_client import ImapClient, Selected, Vanished
 from mailgate.translate.maildrop import FolderView, Maildrop
@@ -27,6 +29,9 @@ __all__ = ["OpenFolder", "Opened", "memory_key", "open_maildrop", "refusal_for",
 
 MEASURED_AT_ONCE: Final = 500
 """Messages that are counted between two writes to the store: a client that gives up waits for less next time."""
+
+NAMED_AT_ONCE: Final = 1000
+"""Messages that get UIDLs between two moments in which other sessions have their turn: some 10 ms."""
 
 AHEAD: Final = 4
 """Messages that are asked for before the one that is counted has come, so that round trips are not waited for."""
@@ -230,7 +235,9 @@ class _Opening:
             told = told | await known(self._client, missing, asking)
         prefix = b"" if template.names_folder else self._prefix
         entries: dict[int, tuple[bytes, bytes]] = {}
-        for uid in unnamed:
+        for index, uid in enumerate(unnamed):
+            if index % NAMED_AT_ONCE == 0:
+                await trio.lowlevel.checkpoint()
             one = told.get(uid, Known())
             gmail = "gm_msgid" in template.needs and one.identity.isdigit()
             facts = Facts(
