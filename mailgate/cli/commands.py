@@ -26,7 +26,7 @@ from mailgate.cli.base import (
     reports_failures,
 )
 from mailgate.cli.pairs import exposed_keys, unusable_certificates
-from mailgate.cli.places import unusable_store
+from mailgate.cli.places import unusable_store, wrong_templates
 from mailgate.cli.quickstart import Quickstart
 from mailgate.config import Config, Pool
 from mailgate.config.values import is_host_name
@@ -154,8 +154,8 @@ def _signals_wait() -> Iterator[None]:
 
 
 def _usable(config: Config) -> Config:
-    """Return a configuration whose certificates, keys and store can be used; raises ConfigError."""
-    problems = unusable_certificates(config, os.environ) + unusable_store(config)
+    """Return a configuration whose certificates, keys, store and templates can be used; raises ConfigError."""
+    problems = unusable_certificates(config, os.environ) + unusable_store(config) + wrong_templates(config)
     if problems:
         raise ConfigError(problems)
     return config

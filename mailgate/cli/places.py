@@ -1,4 +1,4 @@
-"""Whether the store of POP3 clients' memories can be used: what ``check`` finds before the first login would."""
+"""Whether POP3 clients can be served from IMAP: their store and the templates of UIDLs, before the first login."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from mailgate.config import Config
 from mailgate.config.checks import text
 from mailgate.errors import ConfigProblem
+from mailgate.translate.uidl import Template, TemplateError
 
 MODULES = {
     "postgresql": {"sqlalchemy": "SQLAlchemy", "psycopg": "psycopg"},
@@ -34,3 +35,18 @@ def unusable_store(config: Config) -> list[ConfigProblem]:
         return []
     message = f"lies on {kind}, which SQLite's log does not work on: name a file on a local disk, or a url"
     return [ConfigProblem("pop3.store.path", text(store.path), message)]
+
+
+def wrong_templates(config: Config) -> list[ConfigProblem]:
+    """Return a problem for each ``uidl`` that is neither the name of a format nor a template."""
+    given = {"pop3.uidl": config.pop3.uidl}
+    for index, route in enumerate(config.route):
+        if route.pop3 is not None and "uidl" in route.pop3.model_fields_set:
+            given[f"route[{index}].pop3.uidl"] = route.pop3.uidl
+    found: list[ConfigProblem] = []
+    for path, template in given.items():
+        try:
+            Template.parse(template)
+        except TemplateError as error:
+            found.append(ConfigProblem(path, text(template), str(error)))
+    return found

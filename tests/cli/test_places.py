@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mailgate.cli import places
-from mailgate.cli.places import unusable_store
+from mailgate.cli.places import unusable_store, wrong_templates
 from mailgate.config import Config
 from mailgate.translate import store_sqlite
 from tests.config.samples import MAIN, POP3S, TLS, read
@@ -41,4 +41,13 @@ def test_a_file_needs_a_local_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert told(config) == [
         f'pop3.store.path = "{tmp_path}/pop3.sqlite": lies on nfs4, which SQLite\'s log does not work on: '
         "name a file on a local disk, or a url"
+    ]
+
+
+def test_a_wrong_template_is_found_before_anybody_logs_in() -> None:
+    assert wrong_templates(read(START)) == []
+    wrong = read(START + '[pop3]\nuidl = "{uid:08x}{uidvalidty}"')
+    assert [str(problem) for problem in wrong_templates(wrong)] == [
+        'pop3.uidl = "{uid:08x}{uidvalidty}": there is no field of this name; known are emailid, folder, gm_msgid, '
+        "header_md5, header_sha1, header_sha256, message_id, uid, uidvalidity (at character 10)"
     ]
