@@ -92,7 +92,7 @@ class Translating:
         folders = [to_wire(name) for name in policy.folders] if folder is None else [folder]
         owner = owner_of(policy.realm, user)
         holder: list[Pop3Session] = []
-        client = await self._client(dial, policy)
+        client = await self._client(dial)
         held: Held | None = None
         opened = False
         try:
@@ -119,9 +119,7 @@ class Translating:
                 found = await open_maildrop(client, policy, memories, folders, time.time())
             except (ClientError, StoreFailed) as error:
                 return self._failed(session, error)
-            backend = Backend(
-                client, found.folders, functools.partial(self._client, dial, policy), read_only=policy.read_only
-            )
+            backend = Backend(client, found.folders, functools.partial(self._client, dial), read_only=policy.read_only)
             served = Pop3Session(
                 session,
                 backend,
@@ -147,15 +145,9 @@ class Translating:
                     held.release()
                 client.abort()
 
-    async def _client(self, dial: Callable[[], Awaitable[SignedIn]], policy: Pop3Policy) -> ImapClient:
+    async def _client(self, dial: Callable[[], Awaitable[SignedIn]]) -> ImapClient:
         signed_in = await dial()
-        return ImapClient(
-            signed_in.stream,
-            self._buffer,
-            signed_in.capabilities,
-            signed_in.residual,
-            quirks=frozenset(policy.quirks),
-        )
+        return ImapClient(signed_in.stream, self._buffer, signed_in.capabilities, signed_in.residual)
 
     def _failed(self, session: Session, error: ClientError | StoreFailed) -> Refusal:
         """Tell why a maildrop could not be opened; the client never sees an empty one instead."""

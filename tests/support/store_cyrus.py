@@ -29,6 +29,7 @@ unixhierarchysep: yes
 autocreate_quota: 0
 popminpoll: 0
 failedloginpause: 0
+munge8bit: no
 duplicatesuppression: no
 """
 
