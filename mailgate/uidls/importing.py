@@ -81,7 +81,9 @@ async def from_pop3(client: ImapClient, folder: bytes, server: Pop3Server, tell:
     for group in result.groups:
         pairs |= by_body(group, *await _bodies(client, server, group))
     return Imported(
-        _matches(listing, pairs, messages), len(messages), keys={one.uid: b"H" + one.header for one in messages}
+        _matches(listing, pairs, messages),
+        len(messages),
+        keys={one.uid: b"H" + one.header for one in messages if one.header},
     )
 
 
