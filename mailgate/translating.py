@@ -14,14 +14,15 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Final
 
 from mailgate.config import Config, Pop3Policy, Pop3Store
+from mailgate.errors import UpstreamFailed
 from mailgate.events import Emit, LimitStruck, UpstreamRefused
 from mailgate.ledger import Held, InUse, LoginDelays, MaildropLocks
 from mailgate.model import Failure, Login, Protocol, Refusal, Route, Session, Side
 from mailgate.policy import answers
 from mailgate.session.dialogue import SignedIn
 from mailgate.translate.backend import Backend
-from mailgate.translate.imap_client import ClientError, ImapClient
-from mailgate.translate.opening import open_maildrop
+from mailgate.translate.imap_client import ClientError, ImapClient, Refused
+from mailgate.translate.opening import memory_key, open_maildrop
 from mailgate.translate.pop3_session import Pop3Session
 from mailgate.translate.refusals import refusal_for
 from mailgate.translate.store import Store, open_store, owner_of
@@ -89,10 +90,13 @@ class Translating:
         ``folder`` is the mailbox that the client asked for by its name, in the place of the policy's.
         """
         user = login.authzid or login.user
-        folders = [to_wire(name) for name in policy.folders] if folder is None else [folder]
+        try:
+            folders = [to_wire(name) for name in (policy.folders if folder is None else [folder.decode("utf-8")])]
+        except UnicodeDecodeError:
+            return refusal_for(Refused("NO", "NONEXISTENT", ""))
         owner = owner_of(policy.realm, user)
         holder: list[Pop3Session] = []
-        client = await self._client(dial)
+        client = await self._client(dial, policy, utf8=login.utf8)
         held: Held | None = None
         opened = False
         try:
@@ -102,7 +106,7 @@ class Translating:
                 return answers.LOGIN_DELAY
             try:
                 held = await self._locks.take_all(
-                    [b"\0".join((owner, one)) for one in folders],
+                    [b"\0".join((owner, memory_key(one))) for one in folders],
                     conflict=policy.lock,
                     wait=policy.lock_wait,
                     give_way=lambda: _give_way(holder),
@@ -113,13 +117,16 @@ class Translating:
             if held.waited:
                 self._emit(LimitStruck(session, "maildrop_lock", "delay", held.waited))
             try:
-                if login.utf8 and "UTF8=ACCEPT" in client.capabilities:
-                    await client.enable("UTF8=ACCEPT")
                 memories = self._store.of(owner)
                 found = await open_maildrop(client, policy, memories, folders, time.time())
             except (ClientError, StoreFailed) as error:
                 return self._failed(session, error)
-            backend = Backend(client, found.folders, functools.partial(self._client, dial), read_only=policy.read_only)
+            backend = Backend(
+                client,
+                found.folders,
+                functools.partial(self._client, dial, policy, utf8=login.utf8),
+                read_only=policy.read_only,
+            )
             served = Pop3Session(
                 session,
                 backend,
@@ -145,9 +152,29 @@ class Translating:
                     held.release()
                 client.abort()
 
-    async def _client(self, dial: Callable[[], Awaitable[SignedIn]]) -> ImapClient:
+    async def _client(self, dial: Callable[[], Awaitable[SignedIn]], policy: Pop3Policy, *, utf8: bool) -> ImapClient:
+        """Sign in at the server, as a client that shows UTF-8 if ``utf8``; raises UpstreamFailed."""
         signed_in = await dial()
-        return ImapClient(signed_in.stream, self._buffer, signed_in.capabilities, signed_in.residual)
+        client = ImapClient(
+            signed_in.stream,
+            self._buffer,
+            signed_in.capabilities,
+            signed_in.residual,
+            quirks=frozenset(policy.quirks),
+        )
+        if utf8 and "UTF8=ACCEPT" in client.capabilities:
+            try:
+                await client.enable("UTF8=ACCEPT")
+            except Refused:
+                # It said that it can, and mail comes as it is all the same.
+                return client
+            except ClientError as error:
+                client.abort()
+                raise UpstreamFailed(Failure.AUTH_TEMPORARY, "enable/login", str(error)) from error
+            except BaseException:
+                client.abort()
+                raise
+        return client
 
     def _failed(self, session: Session, error: ClientError | StoreFailed) -> Refusal:
         """Tell why a maildrop could not be opened; the client never sees an empty one instead."""

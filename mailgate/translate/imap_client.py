@@ -67,6 +67,8 @@ class ImapClient(ImapBodies):
 
     def _mailbox(self, folder: bytes | str) -> tuple[bytes, ...]:
         """Return a mailbox's name as pieces of a command. Raises ValueError for what is no name."""
+        if isinstance(folder, bytes) and self.utf8:
+            folder = mailbox_name.to_text(folder)
         if isinstance(folder, str):
             # What is encoded hides its control characters.
             mailbox_name.checked(folder.encode("utf-8"))
@@ -76,7 +78,7 @@ class ImapClient(ImapBodies):
     async def select(self, folder: bytes | str, *, read_only: bool = False) -> Selected:
         """Open a mailbox, with EXAMINE if ``read_only``. Raises Refused, ValueError for a name that can be none.
 
-        ``folder`` as bytes is the name as the server spells it, as a string how people do.
+        ``folder`` as bytes is the name in modified UTF-7, as a string how people spell it.
         """
         verb = b"EXAMINE" if read_only and "no-examine" not in self.quirks else b"SELECT"
         first, *others = self._mailbox(folder)
@@ -182,7 +184,7 @@ class ImapClient(ImapBodies):
         def take(event: Event) -> None:
             mailbox = listed(event) if isinstance(event, Response) else None
             if mailbox is not None and use.upper() in mailbox.attributes and mailbox.selectable and mailbox.name:
-                found.append(mailbox.name)
+                found.append(mailbox_name.to_wire(mailbox.name.decode("utf-8")) if self.utf8 else mailbox.name)
 
         await self.command(command, take=take)
         return found[0] if found else None

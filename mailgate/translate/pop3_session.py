@@ -187,6 +187,7 @@ class Pop3Session:
         what it is sent; ``decide`` is asked for each command.
         """
         self._stream, self._trace, self._idle = stream, trace, idle
+        self._told_in, self._told_out = self.session.bytes_in, self.session.bytes_out
         self._receiver.receive(early)
         try:
             with self._scope:
