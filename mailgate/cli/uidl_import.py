@@ -105,7 +105,9 @@ def import_uidls(
     raise SystemExit(0 if good else EXIT_FAILED)
 
 
-Source = Callable[["ImapClient", User, str], Awaitable["Imported"]]
+Tell = Callable[[int], None]
+Source = Callable[["ImapClient", User, str, Tell], Awaitable["Imported"]]
+"""How one user's messages are matched; told of each message that takes time, of how many."""
 
 
 def _from_server(url: str, *, plaintext: bool, ca: Path | None, pin: str | None) -> Source:
@@ -114,10 +116,10 @@ def _from_server(url: str, *, plaintext: bool, ca: Path | None, pin: str | None)
 
     place = Pop3Place(place_of(url, plaintext=plaintext, ca=ca, pin=pin))
 
-    async def match(client: ImapClient, user: User, folder: str) -> Imported:
+    async def match(client: ImapClient, user: User, folder: str, tell: Tell) -> Imported:
         server = await place.sign_in(user.name, user.old_secret)
         try:
-            return await from_pop3(client, to_wire(folder), server, lambda: None)
+            return await from_pop3(client, to_wire(folder), server, tell)
         finally:
             await server.quit()
 
@@ -144,7 +146,7 @@ def _from_files(
         assert table is not None
         known = files.read_csv(table.read_text("utf-8", "surrogateescape"), folder)
 
-    async def match(client: ImapClient, user: User, folder: str) -> Imported:
+    async def match(client: ImapClient, user: User, folder: str, tell: Tell) -> Imported:
         return await from_file(client, to_wire(folder), known, uids)
 
     return match
@@ -157,12 +159,19 @@ async def _import_all(
 
     good = 0
     try:
-        with click.progressbar(length=len(users), label="Importing", file=sys.stderr, hidden=len(users) == 1) as bar:
+        with click.progressbar(length=len(users), label="Importing", file=sys.stderr) as bar:
+
+            def tell(messages: int) -> None:
+                # One user's messages, or else the users, are what is waited for.
+                if len(users) == 1:
+                    bar.length = messages + 1
+                    bar.update(1)
+
             for user in users:
                 shown = click.style(_name(user.name), bold=True)
                 try:
                     async with homes.client(user.name, user.secret) as client:
-                        imported = await source(client, user, folder)
+                        imported = await source(client, user, folder, tell)
                         if imported.matches.ambiguous and not certain:
                             _print_ambiguous(shown, imported)
                             continue

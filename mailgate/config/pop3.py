@@ -13,6 +13,7 @@ from mailgate.config.values import FilePath, Flag, Seconds, SecretSource, Settin
 Delete = Literal["expunge", "trash", "flag", "keyword", "never"]
 WithoutUidplus = Literal["refuse", "flag", "shuffle"]
 Conflict = Literal["wait", "refuse", "takeover", "off"]
+QUIRKS = ("no-examine", "no-pipelining", "empty-is-message")
 
 DATABASES: Final = ("postgresql", "mariadb")
 """What several gateways can share: the beginnings of URLs."""
@@ -106,6 +107,12 @@ class Pop3Policy(Settings):
         description="Whose users these are. A user name of one realm is one user, whatever pool it is routed to: "
         "routes whose users may share names need realms of their own.",
     )
+    quirks: Texts = Field(
+        default=(),
+        max_length=10,
+        description="What servers need, by name. no-examine: read_only opens with SELECT. no-pipelining: one command "
+        'at a time. empty-is-message: a message that is "" is an empty one, and not one that was removed.',
+    )
     quit_timeout: Seconds = Field(
         default=60.0,
         ge=1.0,
@@ -129,6 +136,13 @@ class Pop3Policy(Settings):
         if len(set(names)) < len(names):
             raise ValueError("each mailbox once")
         return names
+
+    @field_validator("quirks")
+    @classmethod
+    def _quirks(cls, quirks: tuple[str, ...]) -> tuple[str, ...]:
+        if unknown := [quirk for quirk in quirks if quirk not in QUIRKS]:
+            raise ValueError(f"{unknown[0]!r} is none of {', '.join(QUIRKS)}")
+        return quirks
 
     @field_validator("trash")
     @classmethod

@@ -440,7 +440,8 @@ class Pop3Session:
             return False
         if begun is None:
             return await self._refuse(NEEDS_UTF8)
-        await self._say(b"+OK %d octets\r\n" % self._maildrop.size(number))
+        top = lines is not None
+        await self._say(b"+OK Top of message\r\n" if top else b"+OK %d octets\r\n" % self._maildrop.size(number))
         try:
             await self._stream_message(number, encoder, lines)
         except (ClientError, UpstreamFailed) as error:

@@ -54,10 +54,10 @@ async def from_file(client: ImapClient, folder: bytes, known: Sequence[Known], u
     return Imported(matches, len(messages))
 
 
-async def from_pop3(client: ImapClient, folder: bytes, server: Pop3Server, tell: Callable[[], None]) -> Imported:
+async def from_pop3(client: ImapClient, folder: bytes, server: Pop3Server, tell: Callable[[int], None]) -> Imported:
     """Match what an old POP3 server shows with the messages of a mailbox. Raises MailgateError.
 
-    ``tell`` is called for each message whose header the old server gave.
+    ``tell`` hears for each message that the old server gave the header of, how many there are.
     """
     listing = await server.listing()
     if wrong := [uidl for uidl in listing.uidls if not is_valid(uidl)]:
@@ -70,7 +70,7 @@ async def from_pop3(client: ImapClient, folder: bytes, server: Pop3Server, tell:
 
     def take(number: int, header: bytes) -> None:
         digests[number] = header_hash(header)
-        tell()
+        tell(len(listing))
 
     await server.headers(range(1, len(listing) + 1), take)
     headers = overview.headers or []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from mailgate.translate.imap_client import QUIRKS
 from tests.config.samples import MAIN, POP3S, TLS, problems, read
 
 START = TLS + POP3S + MAIN
@@ -26,6 +27,11 @@ def test_a_route_says_what_differs_and_inherits_the_rest() -> None:
     assert read(config.masked_toml()) == config
 
 
+def test_every_quirk_that_the_client_knows_can_be_named() -> None:
+    assert read(START + f"[pop3]\nquirks = {sorted(QUIRKS)}").pop3.quirks == tuple(sorted(QUIRKS))
+    assert read(START + '[pop3]\nquirks = "no-examine"').pop3.quirks == ("no-examine",)
+
+
 def test_mailboxes_are_named_once_and_inbox_in_any_case() -> None:
     assert read(START + '[pop3]\nfolders = ["inbox", "Lists"]').pop3.folders == ("INBOX", "Lists")
 
@@ -40,6 +46,7 @@ def test_mailboxes_are_named_once_and_inbox_in_any_case() -> None:
             'keyword = "a b"',
             'pop3.keyword = "a b": a keyword is an IMAP atom such as "$POP3Deleted" (RFC 9051 §2.3.2)',
         ),
+        ('quirks = ["no-idea"]', "pop3.quirks: 'no-idea' is none of no-examine, no-pipelining, empty-is-message"),
         ("store = {}", 'pop3.store: give either path = "/file" or url = "postgresql://…"'),
         ('store.url = "postgresql://db/x?options=-cstatement_timeout%3D0"', "options cannot be given"),
         ('store.url = "postgresql://db:65536/x"', "port"),

@@ -90,7 +90,7 @@ async def test_what_is_large_is_written_only_when_it_changes() -> None:
     session = KeptStore(shelf).of(b"anna")
     memory = remembered(1, 2, _9=b"imported")
     await session.save(b"INBOX", memory)
-    memory.snapshot = Snapshot(10, 5, array("I", [1]), array("Q", [1]), array("I"), array("I"))
+    memory.snapshot = Snapshot(10, 5, array("I", [1]), array("Q", [1]), array("I"))
     await session.save(b"INBOX", memory)
     memory.name({10: (b"another", b"")}, exact=True)
     await session.save(b"INBOX", memory)
