@@ -27,7 +27,7 @@ _HEAD = re.compile(rb"([!#$&',\-./0-9:;<=>?@A-Z\[\]^_`a-z|}~]+) ([A-Za-z][A-Za-z
 _QUOTED: Final = rb'(?:[^"\\\r\n\0]|\\["\\])*'
 _TOKEN = re.compile(rb"(?P<atom>" + _ATOM + rb')|"(?P<quoted>' + _QUOTED + rb')"|(?P<mark>[ ()])')
 _WORD = re.compile(rb" (?:(" + _ATOM + rb')|"(' + _QUOTED + rb')")')
-_WORDS_ALONE = re.compile(rb"(?: (?:" + _ATOM + rb'|"' + _QUOTED + rb'"))*+\r?\n')
+_WORDS_ALONE = re.compile(rb"(?: (?:" + _ATOM + rb'|"' + _QUOTED + rb'"))*\r?\n')
 _ESCAPE = re.compile(rb"\\(.)")
 _ANNOUNCED = re.compile(rb"(~?)\{([0-9]+)(\+?)\}\r?\n\Z")
 _HTTP = re.compile(rb"(?:GET|POST|HEAD|PUT|OPTIONS|CONNECT|DELETE|PATCH|TRACE|PRI) [^ ]+ HTTP/")

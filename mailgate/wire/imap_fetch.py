@@ -49,7 +49,7 @@ _ESCAPE = re.compile(rb"\\(.)", re.DOTALL)
 _BODY = re.compile(rb"(?:BODY|BINARY)\[([^\]]*)\](?:<[0-9.]*>)?")
 _RFC822: Final = {b"RFC822": b"", b"RFC822.HEADER": b"HEADER", b"RFC822.TEXT": b"TEXT"}
 _SEARCH: Final = b"* SEARCH "
-_NUMBERS = re.compile(rb"(?: {0,8}[0-9]{1,10}(?= |\r?\n))++")
+_NUMBERS = re.compile(rb"[ 0-9]*[0-9](?= |\r?\n)")
 _SEARCH_END = re.compile(rb" {0,8}(?:\(MODSEQ [0-9]{1,20}\))? {0,8}\r?\n")
 
 
@@ -232,7 +232,8 @@ class FetchReceiver:
         if end := self.buffer.match(_NUMBERS):
             try:
                 return Found(array("I", map(int, self.buffer.take(end).split())))
-            except OverflowError:
+            except (OverflowError, ValueError):
+                # ValueError is Python's for thousands of digits.
                 raise RemoteProtocolError("a number over 32 bits in a SEARCH response") from None
         if end := self.buffer.match(_SEARCH_END):
             self.buffer.take(end)

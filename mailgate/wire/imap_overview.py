@@ -31,6 +31,9 @@ SPARE_ROWS: Final = 100_000
 FLAG_SETS: Final = 4096
 """Different lists of flags that are remembered at a time. A mailbox has a few dozen."""
 
+RUN: Final = 1_000
+"""Lines that are taken at once: the expression's stack grows with each of them."""
+
 _NO_SIZE: Final = (1 << 64) - 1
 _DELETED: Final = 1
 _HIDDEN: Final = 2
@@ -76,7 +79,7 @@ def _shape(names: tuple[bytes, ...]) -> _Shape:
     run = b" ".join(b"%b%b%b" % one for one in parts)
     return _Shape(
         re.compile(_HEAD + line + _END),
-        re.compile(b"(?:%b)*+" % (_HEAD + run + _END)),
+        re.compile(b"(?:%b){0,%d}" % (_HEAD + run + _END, RUN)),
         {name: number for number, name in enumerate(names)},
     )
 

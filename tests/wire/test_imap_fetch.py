@@ -141,6 +141,7 @@ def test_a_literal_of_another_response() -> None:
         b"* 1 FETCH (" + b"a " * TOKENS + b")",
         b"* SEARCH 1 x" + b" " * STALLED,
         b"* SEARCH 4294967296",
+        b"* SEARCH " + b"1" * 5000,
         b"nonsense",
         b"x" * (LINE_LIMIT + 1),
     ],
