@@ -145,7 +145,7 @@ def test_a_literal_of_another_response() -> None:
         b"nonsense",
         b"x" * (LINE_LIMIT + 1),
     ],
-    ids=range(9),
+    ids=range(10),
 )
 def test_nonsense(line: bytes) -> None:
     receiver = FetchReceiver()
