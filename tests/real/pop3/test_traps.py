@@ -69,6 +69,16 @@ def test_odd_messages_arrive(gate: Translated, user: str, kind: str) -> None:
         client.good(b"NOOP")
 
 
+def test_nuls_are_replaced(gate: Translated, user: str) -> None:
+    if not gate.store.lenient:
+        pytest.skip(f"{gate.store.name} takes no such message")
+    gate.store.deliver(user, HEAD.replace(b"\r\n", b"\n") + b"a\0b\n\0\n.\0\n" + b"\0" * 5_000 + b"\n")
+    with gate.login(user) as client:
+        data = client.fetch(b"RETR 1")
+        assert data == HEAD + b"a\x80b\r\n\x80\r\n.\x80\r\n" + b"\x80" * 5_000 + b"\r\n"
+        assert client.fetch(b"TOP 1 99999999") == data
+
+
 def test_sizes_can_be_exact(gate: Translated, user: str) -> None:
     for message in (ODD | LENIENT if gate.store.lenient else ODD).values():
         gate.store.deliver(user, message)
