@@ -26,6 +26,8 @@ class Forwarder:
         """Be transparent, and forget what was said."""
         self.commands = bytearray()
         self.edit: Callable[[bytes], bytes] = bytes
+        # Called with what the gateway says; what it returns is passed on.
+        self.listen: Callable[[bytes], bytes] = bytes
         self.left: int | None = None
         self.turned_away = False
 
@@ -38,6 +40,12 @@ class Forwarder:
             return data
 
         self.edit = edit
+
+    @property
+    def far(self) -> socket.socket:
+        """The latest connection to the server."""
+        with self._lock:
+            return self._pairs[-1][1]
 
     def cut_after(self, octets: int) -> None:
         """Cut once the server has said so many octets more."""
@@ -89,6 +97,7 @@ class Forwarder:
                         self.left -= len(data)
                 else:
                     self.commands += data
+                    data = self.listen(data)
                 sink.sendall(data)
                 if from_server and self.left == 0:
                     break
