@@ -13,6 +13,7 @@ from typing import Final
 
 from mailgate.translate.imap_bodies import ImapBodies
 from mailgate.translate.imap_connection import (
+    MESSAGES,
     QUIRKS,
     SET_ROOM,
     ClientError,
@@ -166,6 +167,9 @@ class ImapClient(ImapBodies):
         def take(event: Event) -> None:
             if isinstance(event, Found):
                 found.update(event.numbers)
+                if len(found) > MESSAGES:
+                    self.alive = False
+                    raise Malformed("more messages found than a mailbox can have")
 
         await self.command(b"UID SEARCH " + criteria, take=take)
         return array("I", sorted(found))
@@ -183,7 +187,13 @@ class ImapClient(ImapBodies):
 
         def take(event: Event) -> None:
             mailbox = listed(event) if isinstance(event, Response) else None
-            if mailbox is not None and use.upper() in mailbox.attributes and mailbox.selectable and mailbox.name:
+            if (
+                not found
+                and mailbox is not None
+                and use.upper() in mailbox.attributes
+                and mailbox.selectable
+                and mailbox.name
+            ):
                 found.append(mailbox_name.to_wire(mailbox.name.decode("utf-8")) if self.utf8 else mailbox.name)
 
         await self.command(command, take=take)

@@ -6,6 +6,7 @@ of no more use: :attr:`~ImapConnection.alive` is False then, and every further c
 
 from __future__ import annotations
 
+import math
 import socket
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,15 @@ from mailgate.wire.imap_sets import COMMAND_LINE, set_size
 
 WINDOW: Final = 16
 """Commands that are sent before the first of them is answered; their lines fit into any socket's buffer."""
+
+COMMAND_SECONDS: Final = 300.0
+"""How long a server may go on talking without coming nearer to the end of a command: no client waits longer."""
+
+EVENTS_AT_ONCE: Final = 250
+"""Responses that are taken before other sessions have their turn: some milliseconds."""
+
+MESSAGES: Final = 2_000_000
+"""Messages in a mailbox. The largest that are known, archives of whole companies, have half as many."""
 
 GOODBYE_SECONDS: Final = 5.0
 """How long a server may take to answer LOGOUT."""
@@ -91,6 +101,9 @@ class Selected:
     read_only: bool
 
 
+_OPENING_CODES: Final = frozenset({"PERMANENTFLAGS", "UIDVALIDITY", "UIDNEXT", "HIGHESTMODSEQ", "UIDNOTSTICKY"})
+
+
 @dataclass(slots=True)
 class Opening:
     """What a SELECT has told so far."""
@@ -135,6 +148,8 @@ class ImapConnection:
         self._stream = stream
         self._view = memoryview(buffer)
         self._number = 0
+        self._events = 0
+        self._patience = math.inf
         # The socket, where its acknowledgements can be hurried; see :meth:`receive`.
         sock = stream.socket if isinstance(stream, SocketStream) else None
         self._hurried = None if sock is None or sock.family == socket.AF_UNIX else sock
@@ -153,7 +168,9 @@ class ImapConnection:
         """Send; raises UpstreamLost."""
         if not self.alive:
             raise UpstreamLost("the connection is of no more use")
-        self._stream.deadline = trio.current_time() + self.seconds
+        now = trio.current_time()
+        self._patience = now + COMMAND_SECONDS
+        self._stream.deadline = now + self.seconds
         # Until it was sent whole it is not known what the server has.
         self.alive = False
         try:
@@ -168,7 +185,11 @@ class ImapConnection:
         """Return what has come, valid until the next await; raises UpstreamLost, at the end too."""
         if not self.alive:
             raise UpstreamLost("the connection is of no more use")
-        self._stream.deadline = trio.current_time() + self.seconds
+        now = trio.current_time()
+        if self.receiver.left:
+            # A message may take as long as its reader needs.
+            self._patience = now + COMMAND_SECONDS
+        self._stream.deadline = min(now + self.seconds, self._patience)
         self.alive = False
         if self._hurried is not None:
             # Courier writes its answers in pieces and keeps the last one back until the first is acknowledged, which
@@ -194,7 +215,8 @@ class ImapConnection:
         try:
             while True:
                 while rows is not None and receiver.between and rows.take(receiver.buffer):
-                    pass
+                    # There are so many at most, so that this is progress.
+                    self._patience = trio.current_time() + COMMAND_SECONDS
                 event = receiver.next()
                 if event is not None:
                     break
@@ -203,6 +225,11 @@ class ImapConnection:
                 self._notice(event, tag)
             elif rows is not None and isinstance(event, Fetched):
                 rows.add(event)
+                self._patience = trio.current_time() + COMMAND_SECONDS
+            self._events += 1
+            if self._events >= EVENTS_AT_ONCE:
+                self._events = 0
+                await trio.lowlevel.checkpoint()
         except RemoteProtocolError as error:
             self.alive = False
             raise Malformed(str(error)) from error
@@ -224,6 +251,8 @@ class ImapConnection:
                     raise UpstreamLost(f"the server says BYE [{response.code}]")
                 case "EXISTS":
                     self.exists = _number_of(response)
+                    if self.exists > MESSAGES:
+                        raise RemoteProtocolError("more messages than a mailbox can have")
                     if self.opening is not None:
                         self.opening.exists = self.exists
                 case "EXPUNGE":
@@ -235,7 +264,7 @@ class ImapConnection:
         if (listed := capabilities(response)) is not None:
             self.capabilities = listed
         if self.opening is not None:
-            if response.code:
+            if response.code in _OPENING_CODES:
                 self.opening.codes[response.code] = response.code_data
         elif self.selected is not None:
             if response.code == "CLOSED":
@@ -314,11 +343,12 @@ class ImapConnection:
 
     async def enable(self, *names: str) -> frozenset[str]:
         """Enable extensions (RFC 5161); return which the server did, in upper case. Raises Refused."""
+        asked = {name.upper() for name in names}
         enabled: set[str] = set()
 
         def take(event: Event) -> None:
             if isinstance(event, Response) and event.status == "ENABLED":
-                enabled.update(event.text.decode("latin-1").upper().split())
+                enabled.update(asked.intersection(event.text.decode("latin-1").upper().split()))
 
         await self.command(b"ENABLE " + " ".join(names).encode("ascii"), take=take)
         self.utf8 = self.utf8 or not enabled.isdisjoint({"UTF8=ACCEPT", "IMAP4REV2"})

@@ -27,7 +27,7 @@ from mailgate.policy import access, answers
 from mailgate.stream import ByteStream
 from mailgate.translate.backend import Backend
 from mailgate.translate.deletion import Deletion, plan
-from mailgate.translate.imap_client import ClientError, ImapClient, Vanished
+from mailgate.translate.imap_client import ClientError, ImapClient, Malformed, Vanished
 from mailgate.translate.opening import Opened
 from mailgate.translate.refusals import refusal_for
 from mailgate.translate.store import Memories
@@ -45,6 +45,9 @@ REPLIES_HELD: Final = 16 * 1024
 
 KEEP_ALIVE_SECONDS: Final = 20 * 60.0
 """How long the server hears nothing from a silent client: it may close after 30 minutes (RFC 9051 §5.4)."""
+
+FAREWELL_SECONDS: Final = 30.0
+"""How long a client may take to read QUIT's answer: nobody can end the session meanwhile."""
 
 BAD_COMMANDS: Final = 20
 """Commands in a row that were wrong, after which a client is caught in a loop."""
@@ -227,7 +230,6 @@ class Pop3Session:
         self.session.commands += 1
         self._emit(CommandFinished(self.session, verb, "ok" if done else "err", trio.current_time() - began))
         if self._quitted:
-            await self._flush()
             raise _Over(Side.CLIENT, "logged_out")
         self._bad = 0 if done else self._bad + 1
         if self._bad >= BAD_COMMANDS:
@@ -505,10 +507,12 @@ class Pop3Session:
                 else:
                     held += out
             taken += came
-            if not lines or encoder.enough or came < asked:
+            if not lines or encoder.enough or came != asked:
+                # One that gives more than was asked for has given all there is.
                 break
             asked = 2 * _room_for(lines)
-            await client.begin_body(uid, first=taken, length=asked)
+            if await client.begin_body(uid, first=taken, length=asked) > asked:
+                raise Malformed("more of a message than the part that was asked for")
         await self._send(held + encoder.finish())
 
     async def _has_utf8_header(self, folder: int, uid: int) -> bool:
@@ -548,8 +552,14 @@ class Pop3Session:
                     self._opened.removed(self._maildrop.marked())
             await self._remember()
             await backend.logout()
-        self._quitted = True
-        return await (self._ok("Bye") if outcome.refusal is None else self._refuse(outcome.refusal))
+            self._quitted = True
+            # A client that has its answer may come back at once, and whoever ended the session while it was at this
+            # takes the answer from nobody.
+            self._held_maildrop.release()
+            self._idle = min(self._idle, FAREWELL_SECONDS)
+            done = await (self._ok("Bye") if outcome.refusal is None else self._refuse(outcome.refusal))
+            await self._flush()
+        return done
 
     async def _remember(self) -> None:
         """Keep what was learnt, which makes later sessions faster and their sizes exact, and nothing depends on."""

@@ -24,6 +24,9 @@ LITERAL_LIMIT: Final = 256 * 1024
 """Bytes of a response's literals that are kept, a message's own apart; what is more is dropped as it comes. Headers are
 asked for, and no server takes one from outside that is longer."""
 
+LITERALS: Final = 64
+"""Literals in a FETCH response: what is asked for here has one."""
+
 TOKENS: Final = 10_000
 """Atoms, strings and parentheses in a FETCH response. A message has a few dozen of them, flags included."""
 
@@ -37,12 +40,14 @@ Value: TypeAlias = "bytes | tuple[Value, ...] | None"
 """A string, atom or number as bytes, NIL as None, a list as a tuple."""
 
 _FETCH = re.compile(rb"\* [0-9]{1,20} FETCH(?= )", re.IGNORECASE)
+# What stands in brackets is repeated from a command, and is no longer than one: else a line of opening brackets would
+# be searched to its end for each of them.
 _TOKEN = re.compile(
     rb" *(?:"
     rb"(?P<mark>[()])"
     rb'|"(?P<quoted>(?:[^"\\\r\n]|\\[^\r\n])*)"'
     rb"|(?P<literal>~?\{[0-9]+\}\r?\n\Z)"
-    rb'|(?P<atom>[^ ()"\r\n\[]*\[[^\]\r\n]*\](?:<[0-9.]*>)?|[^ ()"\r\n]+)'
+    rb'|(?P<atom>[^ ()"\r\n\[]*\[[^\]\r\n]{0,2000}\](?:<[0-9.]*>)?|[^ ()"\r\n]+)'
     rb"|(?P<end>\r?\n\Z))"
 )
 _ESCAPE = re.compile(rb"\\(.)", re.DOTALL)
@@ -183,6 +188,8 @@ class FetchReceiver:
         size = literal_size(line)
         if size is None:
             return self._complete(fetch)
+        if len(parts) > 2 * LITERALS:
+            raise RemoteProtocolError("too many literals in a response")
         if fetch is not None and self.streams:
             parts.append(b"")
             name, items = _items(parts, fetch.end())
@@ -280,6 +287,8 @@ def _items(parts: list[bytes], at: int) -> tuple[bytes | None, dict[bytes, Value
                 atom: bytes = match["atom"]
                 stack[-1].append(None if atom.upper() == b"NIL" else atom)
             elif match["literal"] is not None:
+                if index + 1 == len(parts):
+                    raise RemoteProtocolError("a literal of a size that none can have")
                 stack[-1].append(parts[index + 1])
         at = 0
     while len(stack) > 1:

@@ -34,6 +34,12 @@ FLAG_SETS: Final = 4096
 RUN: Final = 1_000
 """Lines that are taken at once: the expression's stack grows with each of them."""
 
+FLAGS_KEPT: Final = 1024
+"""The longest list of flags that is remembered: a server may have as many and as long keywords as it likes."""
+
+ID_LIMIT: Final = 255
+"""Octets of an EMAILID (RFC 8474 §4); a longer one is none."""
+
 _NO_SIZE: Final = (1 << 64) - 1
 _DELETED: Final = 1
 _HIDDEN: Final = 2
@@ -48,7 +54,7 @@ _ITEMS: Final = {
     # mail.ru writes numbers with a fraction.
     b"RFC822.SIZE": (rb"RFC822\.SIZE ", rb"[0-9]{1,19}", rb"(?:\.[0-9]{0,3})?"),
     b"INTERNALDATE": (rb'INTERNALDATE "', rb'[^"\\\r\n]*', rb'"'),
-    b"EMAILID": (rb"EMAILID \(", rb'[^()"{ \r\n]*', rb"\)"),
+    b"EMAILID": (rb"EMAILID \(", rb'[^()"{ \r\n]{0,255}', rb"\)"),
     b"X-GM-MSGID": (rb"X-GM-MSGID ", rb"[0-9]{1,20}", rb""),
     b"MODSEQ": (rb"MODSEQ \([0-9]{1,20}\)", rb"", rb""),
 }
@@ -116,7 +122,8 @@ class _Marks(dict[bytes, int]):
         marks = 0
         for flag in flags.upper().split():
             marks |= self._meanings.get(flag, 0)
-        self[flags] = marks
+        if len(flags) <= FLAGS_KEPT:
+            self[flags] = marks
         return marks
 
 
@@ -230,7 +237,8 @@ class OverviewRows:
             when = items.get(b"INTERNALDATE")
             self._dates.append(timestamp(when) if isinstance(when, bytes) else NO_DATE)
         if self._ids is not None:
-            self._ids.append(_words(items.get(b"EMAILID", items.get(b"X-GM-MSGID"))))
+            identity = _words(items.get(b"EMAILID", items.get(b"X-GM-MSGID")))
+            self._ids.append(identity if len(identity) <= ID_LIMIT else b"")
         if self._headers is not None:
             values = (value for name, value in items.items() if body_section(name) is not None)
             header = next(values, None)

@@ -13,6 +13,7 @@ from mailgate.errors import RemoteProtocolError
 from mailgate.wire.imap_fetch import (
     LINE_LIMIT,
     LITERAL_LIMIT,
+    LITERALS,
     NESTING,
     STALLED,
     TOKENS,
@@ -139,13 +140,16 @@ def test_a_literal_of_another_response() -> None:
         b'* 1 FETCH (UID "5)',
         b"* 1 FETCH " + b"(" * (NESTING + 2),
         b"* 1 FETCH (" + b"a " * TOKENS + b")",
+        b"* 1 FETCH (" + b"a[ " * 300_000,
+        b"* 1 FETCH (" + b"X {0}\r\n " * (LITERALS + 1),
+        b"* 1 FETCH (BODY[] {12345678901}",
         b"* SEARCH 1 x" + b" " * STALLED,
         b"* SEARCH 4294967296",
         b"* SEARCH " + b"1" * 5000,
         b"nonsense",
         b"x" * (LINE_LIMIT + 1),
     ],
-    ids=range(10),
+    ids=range(13),
 )
 def test_nonsense(line: bytes) -> None:
     receiver = FetchReceiver()
@@ -155,7 +159,8 @@ def test_nonsense(line: bytes) -> None:
 
 
 def test_the_limits() -> None:
-    assert (LINE_LIMIT, LITERAL_LIMIT, TOKENS, NESTING, STALLED) == (1 << 20, 1 << 18, 10_000, 16, 4096)
+    assert (LINE_LIMIT, LITERAL_LIMIT, LITERALS) == (1 << 20, 1 << 18, 64)
+    assert (TOKENS, NESTING, STALLED) == (10_000, 16, 4096)
 
 
 def test_a_search_needs_no_line_that_is_held() -> None:

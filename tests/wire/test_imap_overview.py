@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 
 from mailgate.errors import RemoteProtocolError
 from mailgate.wire.imap_fetch import Fetched, FetchReceiver
-from mailgate.wire.imap_overview import FLAG_SETS, NO_DATE, SPARE_ROWS, Overview, OverviewRows, timestamp
+from mailgate.wire.imap_overview import (
+    FLAG_SETS,
+    FLAGS_KEPT,
+    ID_LIMIT,
+    NO_DATE,
+    SPARE_ROWS,
+    Overview,
+    OverviewRows,
+    timestamp,
+)
 
 LINES = {
     "Dovecot": b"* %d FETCH (UID %d FLAGS (\\Seen) RFC822.SIZE %d)\r\n",
@@ -173,3 +182,14 @@ def test_a_hundred_thousand_messages_are_small() -> None:
 )
 def test_dates(when: bytes, seconds: int) -> None:
     assert timestamp(when) == seconds
+
+
+def test_long_lists_of_flags_are_not_remembered_and_long_ids_are_none() -> None:
+    rows = OverviewRows(keyword=b"$Gone", ids=True, expected=3)
+    long = b"$Gone " + b"x" * FLAGS_KEPT
+    line = b"* %d FETCH (UID %d FLAGS (%b) RFC822.SIZE 1 EMAILID (%b))\r\n"
+    collect(rows, line % (1, 1, long, b"e" * ID_LIMIT) + line % (2, 2, b"", b"e" * (ID_LIMIT + 1)))
+    assert long not in rows._meanings
+    found = rows.result()
+    assert found.hidden == b"\x01\x00"
+    assert found.ids == [b"e" * ID_LIMIT, b""]
