@@ -191,13 +191,13 @@ class ImapConnection:
             self._patience = now + COMMAND_SECONDS
         self._stream.deadline = min(now + self.seconds, self._patience)
         self.alive = False
-        if self._hurried is not None:
-            # Courier writes its answers in pieces and keeps the last one back until the first is acknowledged, which
-            # the kernel puts off for 40 ms: on every message. The option holds for what is received next.
-            self._hurried.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
         try:
+            if self._hurried is not None:
+                # Courier writes its answers in pieces and keeps the last one back until the first is acknowledged,
+                # which the kernel puts off for 40 ms: on every message. The option holds for what is received next.
+                self._hurried.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
             count = await self._stream.receive(self._view)
-        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+        except (trio.BrokenResourceError, trio.ClosedResourceError, OSError) as error:
             raise UpstreamLost(f"connection lost: {error}") from error
         except trio.TooSlowError as error:
             raise UpstreamLost("the server does not answer in time") from error
