@@ -118,6 +118,20 @@ class BytesRelayed(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class MaildropOpened(Event):
+    """A POP3 client's maildrop of mailboxes of an IMAP server was opened within ``seconds``.
+
+    That is without the login at the server and without waiting for the maildrop's lock. ``notes`` are words that say
+    where the configuration could not be followed (``uids_not_sticky``).
+    """
+
+    messages: int
+    octets: int
+    notes: tuple[str, ...]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class MaildropClosed(Event):
     r"""A POP3 client's QUIT changed, or should have changed, mailboxes of an IMAP server, within ``seconds``.
 

@@ -90,7 +90,7 @@ class Generation:
             lasting.login_delays,
             lasting.stores.get(config.pop3.store),
         )
-        self._pools = {listener.name: self._pools_of(listener) for listener in config.listener}
+        self._routes = {listener.name: self._routes_of(listener) for listener in config.listener}
         self.services = Services(
             hostname=config.hostname,
             gate=self.gate,
@@ -108,21 +108,28 @@ class Generation:
 
     # ---------------------------------------------------------------- what sessions are given
 
-    def _pools_of(self, listener: Listener) -> tuple[str, ...]:
-        """Return the pools that a login on this listener may be routed to."""
-        rules = reached_by(listener, enumerate(self.config.route))
-        return tuple(dict.fromkeys(rule.pool for _, rule in rules))
+    def _routes_of(self, listener: Listener) -> dict[str, tuple[str, ...]]:
+        """Return the pools that a login on this listener may be routed to, and by which routes."""
+        routes: dict[str, tuple[str, ...]] = {}
+        for _, rule in reached_by(listener, enumerate(self.config.route)):
+            routes[rule.pool] = (*routes.get(rule.pool, ()), rule.name)
+        return routes
 
     def _upstream_capabilities(self, session: Session) -> list[frozenset[str]]:
-        pools = self._pools[session.listener]
+        pools = self._routes[session.listener]
         if session.protocol is Protocol.IMAP:
             return self.upstreams.known_capabilities(pools)
         found = []
-        for name in pools:
+        translated: list[str] = []
+        for name, routes in pools.items():
             known = self.upstreams.known_capabilities((name,))
             if self.config.pool[name].protocol is not Protocol.POP3:
-                known = self.translating.capabilities(known)
+                known = self.translating.capabilities(known, routes)
+                translated += routes
             found += known
+        if translated and not found:
+            # Most of what a translated session can does not depend on its server.
+            return self.translating.capabilities([frozenset()], translated)
         return found
 
     async def _route(self, login: Login, session: Session) -> Route | None:

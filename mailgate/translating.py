@@ -11,11 +11,14 @@ import functools
 import math
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from typing import Final
 
+import trio
+
 from mailgate.config import Config, Pop3Policy, Pop3Store
-from mailgate.errors import UpstreamFailed
-from mailgate.events import Emit, LimitStruck, UpstreamRefused
+from mailgate.errors import MailgateError, UpstreamFailed
+from mailgate.events import Emit, LimitStruck, MaildropOpened, UpstreamRefused
 from mailgate.ledger import Held, InUse, LoginDelays, MaildropLocks
 from mailgate.model import Failure, Login, Protocol, Refusal, Route, Session, Side
 from mailgate.policy import answers
@@ -24,13 +27,18 @@ from mailgate.translate.backend import Backend
 from mailgate.translate.imap_client import ClientError, ImapClient, Refused
 from mailgate.translate.opening import memory_key, open_maildrop
 from mailgate.translate.pop3_session import Pop3Session
-from mailgate.translate.refusals import refusal_for
+from mailgate.translate.refusals import NO_SUCH_FOLDER, refusal_for
 from mailgate.translate.store import Store, open_store, owner_of
-from mailgate.translate.store_backend import StoreFailed
-from mailgate.wire.mailbox_name import to_wire
+from mailgate.wire.mailbox_name import to_text, to_wire
 
 CAPABILITIES: Final = ("TOP", "UIDL", "UTF8", "LANG", "PIPELINING", "RESP-CODES", "AUTH-RESP-CODE")
 """What a translated session can, whatever its server is."""
+
+FOLDER_LIMIT: Final = 255
+"""Octets of a mailbox that a client names: more than servers take, and little enough for any command's line."""
+
+NEVER: Final = "EXPIRE NEVER"
+"""Retention (RFC 2449 §6.7): the gateway deletes nothing unasked, and what was shown once is shown from then on."""
 
 
 class Translating:
@@ -73,9 +81,13 @@ class Translating:
             return dataclasses.replace(login, authzid=user), folder
         return dataclasses.replace(login, user=user), folder
 
-    def capabilities(self, known: Iterable[frozenset[str]]) -> list[frozenset[str]]:
-        """Return what POP3 clients are promised before login, from what is known of IMAP servers."""
-        return [_promised(one) for one in known]
+    def capabilities(self, known: Iterable[frozenset[str]], routes: Iterable[str]) -> list[frozenset[str]]:
+        """Return what POP3 clients are promised before login, from what is known of IMAP servers.
+
+        ``routes`` are those that lead to these servers.
+        """
+        delays = frozenset(self._policies[name].login_delay for name in routes)
+        return [_promised(one, delays) for one in known]
 
     async def open(
         self,
@@ -90,13 +102,17 @@ class Translating:
         ``folder`` is the mailbox that the client asked for by its name, in the place of the policy's.
         """
         user = login.authzid or login.user
-        try:
-            folders = [to_wire(name) for name in (policy.folders if folder is None else [folder.decode("utf-8")])]
-        except UnicodeDecodeError:
-            return refusal_for(Refused("NO", "NONEXISTENT", ""))
+        if folder is None:
+            folders = [to_wire(name) for name in policy.folders]
+        elif (asked := asked_folder(folder)) is not None:
+            folders = [asked]
+        else:
+            return NO_SUCH_FOLDER
         owner = owner_of(policy.realm, user)
         holder: list[Pop3Session] = []
-        client = await self._client(dial, policy, utf8=login.utf8)
+        redial = functools.partial(self._client, dial, policy, login.utf8)
+        client = await redial()
+        began = trio.current_time()
         held: Held | None = None
         opened = False
         try:
@@ -119,14 +135,13 @@ class Translating:
             try:
                 memories = self._store.of(owner)
                 found = await open_maildrop(client, policy, memories, folders, time.time())
-            except (ClientError, StoreFailed) as error:
-                return self._failed(session, error)
-            backend = Backend(
-                client,
-                found.folders,
-                functools.partial(self._client, dial, policy, utf8=login.utf8),
-                read_only=policy.read_only,
+            except MailgateError as error:
+                return self._failed(session, error, policy)
+            drop = found.maildrop
+            self._emit(
+                MaildropOpened(session, drop.total, drop.octets, found.notes, trio.current_time() - began - held.waited)
             )
+            backend = Backend(client, found.folders, redial, read_only=policy.read_only)
             served = Pop3Session(
                 session,
                 backend,
@@ -148,11 +163,13 @@ class Translating:
             return served
         finally:
             if not opened:
-                if held is not None:
-                    held.release()
-                client.abort()
+                try:
+                    await client.aclose()
+                finally:
+                    if held is not None:
+                        held.release()
 
-    async def _client(self, dial: Callable[[], Awaitable[SignedIn]], policy: Pop3Policy, *, utf8: bool) -> ImapClient:
+    async def _client(self, dial: Callable[[], Awaitable[SignedIn]], policy: Pop3Policy, utf8: bool) -> ImapClient:
         """Sign in at the server, as a client that shows UTF-8 if ``utf8``; raises UpstreamFailed."""
         signed_in = await dial()
         client = ImapClient(
@@ -164,21 +181,20 @@ class Translating:
         )
         if utf8 and "UTF8=ACCEPT" in client.capabilities:
             try:
-                await client.enable("UTF8=ACCEPT")
-            except Refused:
-                # It said that it can, and mail comes as it is all the same.
-                return client
+                with suppress(Refused):
+                    # It said that it can, and mail comes as it is all the same.
+                    await client.enable("UTF8=ACCEPT")
             except ClientError as error:
-                client.abort()
+                await client.aclose()
                 raise UpstreamFailed(Failure.AUTH_TEMPORARY, "enable/login", str(error)) from error
             except BaseException:
-                client.abort()
+                await client.aclose()
                 raise
         return client
 
-    def _failed(self, session: Session, error: ClientError | StoreFailed) -> Refusal:
+    def _failed(self, session: Session, error: MailgateError, policy: Pop3Policy) -> Refusal:
         """Tell why a maildrop could not be opened; the client never sees an empty one instead."""
-        refusal = refusal_for(error)
+        refusal = refusal_for(error, login_delay=policy.login_delay > 0)
         pool, server = session.pool or "", session.server or ""
         self._emit(UpstreamRefused(session, pool, server, Failure.INTERNAL, "maildrop/login", str(error), reached=True))
         return refusal
@@ -220,21 +236,34 @@ def split(user: bytes, sign: bytes) -> tuple[bytes, bytes] | None:
     return (whole, folder) if whole and folder else None
 
 
+def asked_folder(folder: bytes) -> bytes | None:
+    """Return, in the wire's bytes, the mailbox that a client named, ``None`` where it can be none.
+
+    Clients write what people read, in UTF-8, or what IMAP has on the wire; both are understood.
+    """
+    try:
+        name = folder.decode("utf-8")
+    except UnicodeDecodeError:
+        return None
+    if not name.isprintable() or len(folder) > FOLDER_LIMIT:
+        return None
+    return folder if name.isascii() and to_wire(to_text(folder)) == folder else to_wire(name)
+
+
 def _give_way(holder: list[Pop3Session]) -> None:
     for session in holder:
         session.end(Side.PROXY, answers.MAILDROP_TAKEN.reason)
 
 
 @functools.lru_cache(maxsize=64)
-def _promised(known: frozenset[str]) -> frozenset[str]:
-    return frozenset(CAPABILITIES) | {one for one in known if one.startswith("AUTH=")}
+def _promised(known: frozenset[str], delays: frozenset[float]) -> frozenset[str]:
+    waits = {f"LOGIN-DELAY {math.ceil(delay)}" for delay in delays}
+    return frozenset(CAPABILITIES) | {NEVER} | waits | {one for one in known if one.startswith("AUTH=")}
 
 
 def _after_login(policy: Pop3Policy) -> tuple[str, ...]:
     """Return what CAPA lists in a session (RFC 2449 §6)."""
-    lines = [*CAPABILITIES]
-    # Messages beyond the window are not shown any more, which is what a client takes the number for.
-    lines.append(f"EXPIRE {max(1, int(policy.max_age // 86400))}" if policy.max_age else "EXPIRE NEVER")
+    lines = [*CAPABILITIES, NEVER]
     if policy.login_delay:
         lines.append(f"LOGIN-DELAY {math.ceil(policy.login_delay)}")
     if policy.last:

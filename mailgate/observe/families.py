@@ -78,6 +78,9 @@ HANDSHAKE_FAILURES: Final = _counter(
 )
 HANDSHAKE_SECONDS: Final = _histogram("tls_handshake_duration_seconds", "How long they took.", "listener")
 LIMITS: Final = _counter("limits_struck", "Times that a limit delayed or refused something.", "rule", "action")
+OPENINGS: Final = _histogram(
+    "maildrop_open_duration_seconds", "How long opening the maildrops of POP3 clients on IMAP servers took."
+)
 UPDATES: Final = _counter(
     "maildrop_updates", "QUITs of POP3 clients that changed mailboxes of an IMAP server.", "policy", "result"
 )
@@ -126,6 +129,7 @@ FAMILIES: Final = (
     HANDSHAKE_FAILURES,
     HANDSHAKE_SECONDS,
     LIMITS,
+    OPENINGS,
     UPDATES,
     UPDATE_SECONDS,
     DELETIONS,

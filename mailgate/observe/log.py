@@ -169,6 +169,7 @@ class SessionLog:
     hears: Final = frozenset(
         {
             events.SessionClosed,
+            events.MaildropOpened,
             events.MaildropClosed,
             events.LoginRefused,
             events.UpstreamRefused,
@@ -217,6 +218,17 @@ class SessionLog:
                 self._log.info("TLS failed", **self._who(session), reason=reason)
             case events.LimitStruck(rule=rule, action=action, seconds=seconds):
                 self._log.info("limit", **self._who(session), rule=rule, action=action, seconds=round(seconds, 3))
+            case events.MaildropOpened(messages=messages, octets=octets, notes=notes, seconds=seconds):
+                # Each poll of each client opens one, which nobody reads line by line.
+                self._log.log(
+                    logging.WARNING if notes else logging.DEBUG,
+                    "maildrop opened",
+                    **self._who(session),
+                    messages=messages,
+                    octets=octets,
+                    notes=", ".join(notes) or None,
+                    seconds=round(seconds, 3),
+                )
             case events.MaildropClosed():
                 # Whoever asks where a message is finds here which session deleted how many, and how.
                 self._log.log(

@@ -93,6 +93,7 @@ class Metrics:
         self._handshake_failures = rows(families.HANDSHAKE_FAILURES)
         self._handshake_seconds = rows(families.HANDSHAKE_SECONDS)
         self._limits = rows(families.LIMITS)
+        self._openings = rows(families.OPENINGS)
         self._updates = rows(families.UPDATES)
         self._update_seconds = rows(families.UPDATE_SECONDS)
         self._deletions = rows(families.DELETIONS)
@@ -112,6 +113,7 @@ class Metrics:
             events.UpstreamConnected: self._upstream_connected,
             events.UpstreamRefused: self._upstream_refused,
             events.LimitStruck: self._limit_struck,
+            events.MaildropOpened: self._maildrop_opened,
             events.MaildropClosed: self._maildrop_closed,
             events.SessionClosed: self._session_closed,
             events.CrashedSession: self._crashed_session,
@@ -196,6 +198,9 @@ class Metrics:
 
     def _limit_struck(self, event: events.LimitStruck) -> None:
         self._limits[event.rule, event.action][0] += 1.0
+
+    def _maildrop_opened(self, event: events.MaildropOpened) -> None:
+        _observe(self._openings[()], event.seconds)
 
     def _maildrop_closed(self, event: events.MaildropClosed) -> None:
         self._updates[event.policy, "failed" if event.kept else "ok"][0] += 1.0

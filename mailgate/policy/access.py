@@ -197,12 +197,19 @@ def pop3_capabilities(
 ) -> tuple[str, ...]:
     """Return the lines of CAPA before login; ``upstream`` as in :func:`greeting_capabilities`.
 
+    LOGIN-DELAY is the longest that anybody may have to wait (RFC 2449 §6.5): where a set has one or more, with their
+    seconds, it is shown though another set has none, and as what differs between users.
+
     TOP and UIDL are promised while no server was heard of, because clients that see CAPA without
     them give up, and every server of the last decades has them.
     """
     common = frozenset.intersection(*upstream) if upstream else frozenset({"TOP", "UIDL"})
     lines: list[str] = [name for name in ("TOP", "UIDL", "UTF8", "LANG", "PIPELINING") if name in common]
     lines += ["RESP-CODES", "AUTH-RESP-CODE"]
+    lines += [name for name in ("EXPIRE NEVER",) if name in common]
+    delays = [{int(name[12:]) for name in one if name.startswith("LOGIN-DELAY ")} or {0} for one in upstream]
+    if longest := max(set().union(*delays), default=0):
+        lines.append(f"LOGIN-DELAY {longest}" + ("" if all(one == {longest} for one in delays) else " USER"))
     if tls_available:
         lines.append("STLS")
     if plaintext_ok:

@@ -37,7 +37,9 @@ DENIED_COMMAND: Final = Refusal("denied_command", "This command is not available
 
 MAILDROP_IN_USE: Final = Refusal("maildrop_in_use", "Another session has this maildrop open.", "INUSE", "IN-USE")
 LOGIN_DELAY: Final = Refusal("login_delay", "Too soon after the last login.", "LIMIT", "LOGIN-DELAY")
-MAILDROP_TAKEN: Final = Refusal("taken_over", "Another session has taken over this maildrop.", close=True)
+MAILDROP_TAKEN: Final = Refusal(
+    "taken_over", "Another session has taken over this maildrop.", "INUSE", "IN-USE", close=True
+)
 
 _TEMPORARY: Final = "The mail server is not available at the moment."
 _BY_FAILURE: Final = {

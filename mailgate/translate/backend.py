@@ -8,12 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from typing import Final
 
 from mailgate.translate.imap_client import ClientError, ImapClient, MailboxChanged
 from mailgate.translate.opening import OpenFolder
 
+NONE: Final = -1
+"""In the place of a folder: none that is known to be the right one."""
+
 Dial = Callable[[], Awaitable[ImapClient]]
-"""Signs in once more; raises UpstreamFailed."""
+"""Signs in once more; raises UpstreamFailed, ClientError."""
 
 
 class Backend:
@@ -36,15 +40,18 @@ class Backend:
             await self.replace()
         if self._selected != folder or self.current.selected is None:
             opened = self.folders[folder]
+            # What was selected and is another mailbox must not be taken for this one the next time.
+            self._selected = NONE
             selected = await self.current.select(opened.name, read_only=self._read_only)
-            self._selected = folder
             if selected.uidvalidity != opened.selected.uidvalidity or not selected.uids_sticky:
                 raise MailboxChanged("a mailbox is not the one that was opened")
+            self._selected = folder
         return self.current
 
     async def replace(self) -> ImapClient:
-        """Return another connection in the place of this one; raises UpstreamFailed."""
-        self.current.abort()
+        """Return another connection in the place of this one; raises UpstreamFailed, ClientError."""
+        await self.current.aclose()
+        self._selected = NONE
         self.current = await self._dial()
         return self.current
 
@@ -58,6 +65,6 @@ class Backend:
         """Take leave of the server, shortly, and close."""
         await self.current.logout()
 
-    def abort(self) -> None:
+    async def aclose(self) -> None:
         """Close the connection at once."""
-        self.current.abort()
+        await self.current.aclose()

@@ -382,6 +382,11 @@ class ImapConnection:
             self.alive = False
             await self._stream.aclose()
 
+    async def aclose(self) -> None:
+        """Close the connection without a LOGOUT, even when cancelled."""
+        self.alive = False
+        await self._stream.aclose()
+
     def abort(self) -> None:
         """Drop the connection without a word."""
         self.alive = False

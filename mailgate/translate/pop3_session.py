@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from typing import Final
+from typing import Final, NoReturn, TypeVar
 from typing import Protocol as Interface
 
 import trio
@@ -27,7 +27,7 @@ from mailgate.policy import access, answers
 from mailgate.stream import ByteStream
 from mailgate.translate.backend import Backend
 from mailgate.translate.deletion import Deletion, plan
-from mailgate.translate.imap_client import ClientError, ImapClient, Malformed, Vanished
+from mailgate.translate.imap_client import ClientError, ImapClient, MailboxChanged, Malformed, Vanished
 from mailgate.translate.opening import Opened
 from mailgate.translate.refusals import refusal_for
 from mailgate.translate.store import Memories
@@ -46,14 +46,17 @@ REPLIES_HELD: Final = 16 * 1024
 KEEP_ALIVE_SECONDS: Final = 20 * 60.0
 """How long the server hears nothing from a silent client: it may close after 30 minutes (RFC 9051 §5.4)."""
 
-FAREWELL_SECONDS: Final = 30.0
-"""How long a client may take to read QUIT's answer: nobody can end the session meanwhile."""
-
 BAD_COMMANDS: Final = 20
 """Commands in a row that were wrong, after which a client is caught in a loop."""
 
 AHEAD_LIMIT: Final = 256 * 1024
 """The largest message that is asked for before the client does: so much may have to be read for nothing."""
+
+LAST_WORDS: Final = 5.0
+"""Seconds for QUIT's answer where the session was ended from outside while QUIT deleted."""
+
+REMEMBER_SECONDS: Final = 5.0
+"""How long the store may take for what is only kept to be faster the next time."""
 
 TOP_BEGINS: Final = 8 * 1024
 """Bytes of a message that the first request of a TOP asks for, beside those of its lines: most headers fit."""
@@ -63,6 +66,8 @@ TOP_LINE: Final = 100
 
 NEEDS_UTF8: Final = Refusal("needs_utf8", "This message needs UTF8 before the login.", "", "UTF8")
 """What RFC 6856 §2.1 has a server say to a client that did not ask for UTF-8 in headers."""
+
+T = TypeVar("T")
 
 _ONE = re.compile(rb" *([0-9]{1,10}) *\Z")
 _TWO = re.compile(rb" *([0-9]{1,10}) +([0-9]{1,10}) *\Z")
@@ -127,17 +132,22 @@ class Pop3Session:
         self._utf8 = utf8 or policy.utf8 == "passthrough"
         self._held_maildrop = held
         self._deletions: Sequence[Deletion | Refusal] | None = None
+        # They hold for this connection: another server of the pool may be another make.
+        self._planned: ImapClient | None = None
         self._receiver = CommandReceiver(Limits(total=1 << 62))
         self._scope = trio.CancelScope()
         self._replies: list[bytes] = []
         self._held = 0
         self._bad = 0
+        self._wrong = False
         self._quitted = False
         self._last_retrieved = 0
+        # What the client was told is gone, so that one that does not believe it is noticed.
+        self._vanished: set[int] = set()
+        self._used = trio.current_time()
         # Sizes that were seen and are listed from the next session on: within one, a message has one size.
         self._measured: dict[int, int] = {}
-        self._told_in = session.bytes_in
-        self._told_out = session.bytes_out
+        self._told_in = self._told_out = 0
         self._stream: ByteStream
         self._trace: Trace | None = None
         self._idle = 0.0
@@ -169,9 +179,10 @@ class Pop3Session:
 
     async def aclose(self) -> None:
         """Close the connection to the server, at once, and let the next session have the maildrop."""
-        self._backend.abort()
-        self._held_maildrop.release()
-        await trio.lowlevel.cancel_shielded_checkpoint()
+        try:
+            await self._backend.aclose()
+        finally:
+            self._held_maildrop.release()
 
     # ---------------------------------------------------------------- the session
 
@@ -190,18 +201,26 @@ class Pop3Session:
         what it is sent; ``decide`` is asked for each command.
         """
         self._stream, self._trace, self._idle = stream, trace, idle
+        # What was said before is told already.
         self._told_in, self._told_out = self.session.bytes_in, self.session.bytes_out
         self._receiver.receive(early)
+        end = End(Side.PROXY, "internal")
         try:
             with self._scope:
                 while True:
                     await self._one(decide)
         except _Over as over:
             # RFC 1939 §3: an idle client is not answered. One that was told why has been.
-            return self.outcome or over.end
+            end = over.end
         finally:
             self.sweep(0.0)
-        return self.outcome or End(Side.PROXY, "internal")
+            if self._measured:
+                # There was no QUIT.
+                await self._remember()
+        if self._quitted:
+            # Its UPDATE is done, whoever wanted to end the session meanwhile and whether or not the client heard of it.
+            return End(Side.CLIENT, "logged_out")
+        return self.outcome or end
 
     async def _one(self, decide: Callable[[str], Verdict]) -> None:
         """Answer the next command."""
@@ -209,29 +228,34 @@ class Pop3Session:
             await self._flush()
             await self._fill()
         began = trio.current_time()
-        if isinstance(item, BadCommand):
-            self._note(b"<hidden>\r\n")
-            await self._refuse(item.text)
-            verb, done = "other", False
-            if item.fatal:
-                await self._flush()
-                raise _Over(Side.CLIENT, "protocol")
-        else:
-            self._note(item.raw)
-            verb = item.verb if item.verb in access.KNOWN_VERBS[Protocol.POP3] else "other"
-            handler = _COMMANDS.get(item.verb)
-            verdict = decide(item.verb)
-            if isinstance(verdict, Deny):
-                done = await self._refuse(verdict.refusal)
-            elif handler is None:
-                done = await self._refuse("Unknown command")
+        self._wrong = False
+        verb, result = "other", "err"
+        try:
+            if isinstance(item, BadCommand):
+                self._note(b"<hidden>\r\n")
+                await self._refuse(item.text)
+                if item.fatal:
+                    await self._flush()
+                    raise _Over(Side.CLIENT, "protocol")
             else:
-                done = await handler(self, item)
-        self.session.commands += 1
-        self._emit(CommandFinished(self.session, verb, "ok" if done else "err", trio.current_time() - began))
+                self._note(item.raw)
+                if item.verb in access.KNOWN_VERBS[Protocol.POP3]:
+                    verb = item.verb
+                verdict = decide(item.verb)
+                if isinstance(verdict, Deny):
+                    self._wrong, result = True, "refused"
+                    await self._refuse(verdict.refusal)
+                elif (handler := _COMMANDS.get(item.verb)) is None:
+                    await self._refuse("Unknown command")
+                elif await handler(self, item):
+                    result = "ok"
+        finally:
+            # One that is broken off has not been answered well either.
+            self.session.commands += 1
+            self._emit(CommandFinished(self.session, verb, result, trio.current_time() - began))
         if self._quitted:
-            raise _Over(Side.CLIENT, "logged_out")
-        self._bad = 0 if done else self._bad + 1
+            await self._leave()
+        self._bad = self._bad + 1 if self._wrong else 0
         if self._bad >= BAD_COMMANDS:
             await self._refuse(answers.TOO_MANY_BAD_COMMANDS)
             await self._flush()
@@ -250,7 +274,7 @@ class Pop3Session:
         self.quiet = True
         try:
             while True:
-                stream.deadline = min(silent_at, trio.current_time() + KEEP_ALIVE_SECONDS)
+                stream.deadline = min(silent_at, self._used + KEEP_ALIVE_SECONDS)
                 try:
                     count = await stream.receive(self._view[:READ_SIZE])
                     break
@@ -258,6 +282,7 @@ class Pop3Session:
                     if trio.current_time() >= silent_at:
                         raise _Over(Side.PROXY, "idle") from None
                     await self._backend.keep_alive()
+                    self._used = trio.current_time()
         except trio.BrokenResourceError:
             raise _Over(Side.CLIENT, "reset") from None
         finally:
@@ -302,6 +327,8 @@ class Pop3Session:
         return True
 
     async def _refuse(self, why: str | Refusal) -> bool:
+        """Answer ``-ERR``; a text of its own is for a command that was wrong, and never can be right."""
+        self._wrong = self._wrong or isinstance(why, str)
         await self._say(answers.pop3_reply(why) if isinstance(why, Refusal) else f"-ERR {why}\r\n".encode("ascii"))
         return False
 
@@ -352,18 +379,22 @@ class Pop3Session:
         number = await self._number(command.argument)
         if number is None:
             return False
-        try:
-            if self._deletions is None:
-                # Now and not in QUIT's answer is when a client must hear of a policy that can never work here.
-                client = await self._backend.client(self._maildrop.folder(number))
-                self._deletions = await plan(client, self._backend.folders, self._policy)
-        except (ClientError, UpstreamFailed) as error:
-            return await self._refuse(refusal_for(error))
+        if self._deletions is None or self._planned is not self._backend.current:
+            # Now and not in QUIT's answer is when a client must hear of a policy that can never work here.
+            try:
+                self._deletions = await self._steadily(self._maildrop.folder(number), self._plan)
+            except (ClientError, UpstreamFailed) as error:
+                return await self._failed(error)
         deletion = self._deletions[self._maildrop.folder(number)]
         if isinstance(deletion, Refusal):
             return await self._refuse(deletion)
         self._maildrop.delete(number)
         return await self._ok("Marked to be deleted")
+
+    async def _plan(self, client: ImapClient) -> Sequence[Deletion | Refusal]:
+        deletions = await plan(client, self._backend.folders, self._policy)
+        self._planned = client
+        return deletions
 
     async def _rset(self, command: Pop3Command) -> bool:
         self._maildrop.reset()
@@ -426,73 +457,92 @@ class Pop3Session:
     def _nul(self) -> bytes | None:
         return b"\x80" if self._policy.nul == "replace" else None
 
+    async def _steadily(self, folder: int, use: Callable[[ImapClient], Awaitable[T]]) -> T:
+        """Use the connection with a folder selected; one that turns out to be lost is replaced, once.
+
+        Raises ClientError, UpstreamFailed.
+        """
+        try:
+            try:
+                return await use(await self._backend.client(folder))
+            except ClientError:
+                if self._backend.current.alive:
+                    raise
+            return await use(await self._backend.client(folder))
+        finally:
+            self._used = trio.current_time()
+
+    async def _failed(self, error: ClientError | UpstreamFailed) -> bool:
+        """Tell that the server did not do its part; the session ends where UIDs mean other messages now."""
+        refusal = refusal_for(error)
+        await self._refuse(refusal)
+        if isinstance(error, MailboxChanged):
+            await self._flush()
+            raise _Over(Side.SERVER, refusal.reason) from error
+        return False
+
     async def _message(self, number: int, encoder: MessageEncoder, lines: int | None) -> bool:
         """Send a message, or its header and some lines; say ``-ERR`` where that is known before its first byte."""
+        uid = self._maildrop.uid(number)
+
+        async def begun(client: ImapClient) -> ImapClient | None:
+            return client if await self._begin(client, uid, lines) else None
+
         try:
-            begun = await self._begin(number, lines)
-        except Vanished:
+            client = await self._steadily(self._maildrop.folder(number), begun)
+        except Vanished as vanished:
             # RFC 1939 has no word for it: the number stays, and each try is refused.
-            return await self._refuse("This message was removed by another client")
+            self._wrong = number in self._vanished
+            self._vanished.add(number)
+            return await self._refuse(refusal_for(vanished))
         except (ClientError, UpstreamFailed) as error:
-            refusal = refusal_for(error)
-            await self._refuse(refusal)
-            if refusal.close:
-                await self._flush()
-                raise _Over(Side.SERVER, refusal.reason) from error
-            return False
-        if begun is None:
+            return await self._failed(error)
+        if client is None:
             return await self._refuse(NEEDS_UTF8)
-        top = lines is not None
-        await self._say(b"+OK Top of message\r\n" if top else b"+OK %d octets\r\n" % self._maildrop.size(number))
+        if lines is None:
+            self._ask_ahead(number, client)
+        earlier, sent = self._take_held(), self.session.bytes_out
+        begin = b"+OK Top of message\r\n" if lines is not None else b"+OK %d octets\r\n" % self._maildrop.size(number)
         try:
-            await self._stream_message(number, encoder, lines)
-        except (ClientError, UpstreamFailed) as error:
+            await self._stream_message(client, uid, encoder, lines, earlier + begin)
+        except ClientError as error:
+            if self.session.bytes_out == sent:
+                await self._say(earlier)
+                return await self._failed(error)
             # A final dot would make a whole message of what is not.
             raise _Over(Side.SERVER, refusal_for(error).reason) from error
+        finally:
+            self._used = trio.current_time()
         return True
 
-    async def _begin(self, number: int, lines: int | None) -> int | None:
-        """Ask for a message; return the size of what comes, None for a client that must say UTF8 first.
-
-        A connection that turns out to be lost is replaced, once.
-        """
-        drop, backend = self._maildrop, self._backend
-        folder, uid = drop.folder(number), drop.uid(number)
-        for again in (True, False):
-            client = await backend.client(folder)
-            try:
-                if not self._utf8 and await self._has_utf8_header(folder, uid):
-                    return None
-                if lines is None:
-                    self._ask_ahead(number, client)
-                    size = await client.begin_body(uid)
-                elif lines == 0:
-                    size = await client.begin_body(uid, b"HEADER")
-                else:
-                    size = await client.begin_body(uid, first=0, length=_room_for(lines))
-                return size
-            except ClientError:
-                if client.alive or not again:
-                    raise
-        raise AssertionError("the second try returns or raises")
+    async def _begin(self, client: ImapClient, uid: int, lines: int | None) -> bool:
+        """Ask for a message; return whether it comes, and not to a client that must say UTF8 first."""
+        if not self._utf8 and await _has_utf8_header(client, uid):
+            return False
+        if lines is None:
+            await client.begin_body(uid)
+        elif lines == 0:
+            await client.begin_body(uid, b"HEADER")
+        else:
+            await client.begin_body(uid, first=0, length=_room_for(lines))
+        return True
 
     def _ask_ahead(self, number: int, client: ImapClient) -> None:
         """Ask for the next message already, for a client that retrieves one after another."""
         drop = self._maildrop
-        if self._last_retrieved + 1 != number or number >= drop.total or not drop.present(number + 1):
+        if self._last_retrieved + 1 != number or not drop.present(number + 1) or not self._utf8:
             return
         if drop.folder(number + 1) == drop.folder(number) and drop.size(number + 1) <= AHEAD_LIMIT:
             client.ask_body(drop.uid(number + 1))
 
-    async def _stream_message(self, number: int, encoder: MessageEncoder, lines: int | None) -> None:
-        """Send what was begun, and the rest of it where a TOP needs more than was asked for.
+    async def _stream_message(
+        self, client: ImapClient, uid: int, encoder: MessageEncoder, lines: int | None, held: bytes
+    ) -> None:
+        """Send ``held`` and what was begun, and the rest of it where a TOP needs more than was asked for.
 
         The last piece waits until the server says that the message was whole, and goes out with the final dot: clients
         become confused when that comes by itself.
         """
-        folder, uid = self._maildrop.folder(number), self._maildrop.uid(number)
-        client = await self._backend.client(folder)
-        held = self._take_held()
         taken, asked = 0, _room_for(lines) if lines else 0
         while True:
             came = 0
@@ -515,27 +565,20 @@ class Pop3Session:
                 raise Malformed("more of a message than the part that was asked for")
         await self._send(held + encoder.finish())
 
-    async def _has_utf8_header(self, folder: int, uid: int) -> bool:
-        client = await self._backend.client(folder)
-        await client.begin_body(uid, b"HEADER")
-        found = False
-        while (piece := await client.next_piece()) is not None:
-            found = found or not bytes(piece).isascii()
-        return found
-
     # ---------------------------------------------------------------- the end
 
     async def _quit(self, command: Pop3Command) -> bool:
         """Enter the UPDATE state, which goes on to its end whether or not the client waits for the answer."""
+        # Whoever ended the session before this moment has ended it without an UPDATE.
+        await trio.lowlevel.checkpoint_if_cancelled()
         began = trio.current_time()
         self._held_maildrop.keep()
+        self._quitted = True
         with trio.CancelScope(shield=True):
             backend, policy = self._backend, self._policy
-            outcome = await update(
-                backend.current, self._maildrop, backend.folders, policy, backend.replace, self._deletions
-            )
+            planned = self._deletions if self._planned is backend.current else None
+            outcome = await update(backend.current, self._maildrop, backend.folders, policy, backend.replace, planned)
             if outcome.asked:
-                seconds = trio.current_time() - began
                 self._emit(
                     MaildropClosed(
                         self.session,
@@ -545,29 +588,45 @@ class Pop3Session:
                         outcome.unknown,
                         outcome.unseen,
                         outcome.detail,
-                        seconds,
+                        trio.current_time() - began,
                     )
                 )
-                if outcome.ok and policy.delete in ("expunge", "trash"):
-                    self._opened.removed(self._maildrop.marked())
+            if outcome.ok and policy.delete in ("expunge", "trash"):
+                self._opened.removed(self._maildrop.marked())
             await self._remember()
-            await backend.logout()
-            self._quitted = True
-            # A client that has its answer may come back at once, and whoever ended the session while it was at this
-            # takes the answer from nobody.
+            # A client that has its answer may log in again at once.
             self._held_maildrop.release()
-            self._idle = min(self._idle, FAREWELL_SECONDS)
-            done = await (self._ok("Bye") if outcome.refusal is None else self._refuse(outcome.refusal))
-            await self._flush()
-        return done
+        self._replies.append(b"+OK Bye\r\n" if outcome.refusal is None else answers.pop3_reply(outcome.refusal))
+        return outcome.refusal is None
+
+    async def _leave(self) -> NoReturn:
+        """Send QUIT's answer, and then take leave of the server, which no client has to wait for."""
+        try:
+            with trio.CancelScope(shield=self.ended) as scope:
+                if self.ended:
+                    scope.deadline = trio.current_time() + LAST_WORDS
+                await self._flush()
+        finally:
+            with trio.CancelScope(shield=True):
+                await self._backend.logout()
+        raise _Over(Side.CLIENT, "logged_out")
 
     async def _remember(self) -> None:
         """Keep what was learnt, which makes later sessions faster and their sizes exact, and nothing depends on."""
-        for number, octets in self._measured.items():
+        measured, self._measured = self._measured, {}
+        for number, octets in measured.items():
             self._opened.measured(number, octets)
-        if self._measured or self._maildrop.count < self._maildrop.total:
-            with suppress(StoreFailed):
+        if measured or self._maildrop.count < self._maildrop.total:
+            with suppress(StoreFailed), trio.move_on_after(REMEMBER_SECONDS, shield=True):
                 await self._opened.remember(self._memories)
+
+
+async def _has_utf8_header(client: ImapClient, uid: int) -> bool:
+    await client.begin_body(uid, b"HEADER")
+    found = False
+    while (piece := await client.next_piece()) is not None:
+        found = found or not bytes(piece).isascii()
+    return found
 
 
 def _room_for(lines: int) -> int:

@@ -22,6 +22,8 @@ MISCONFIGURED: Final = Refusal("proxy_dest_internal_failure", _PERMANENT, "CONTA
 VANISHED: Final = Refusal("message_vanished", "This message was removed by another client.")
 MAILBOX_REFUSED: Final = Refusal("mailbox_refused", _TEMPORARY, "UNAVAILABLE", "SYS/TEMP")
 
+NO_SUCH_FOLDER: Final = Refusal("mailbox_nonexistent", "There is no such mailbox.", "NONEXISTENT", "SYS/PERM")
+
 _LIMITED: Final = Refusal("proxy_dest_connection_limit", "Too much was asked of the mail server, wait.", "LIMIT")
 _AUTH: Final = Refusal("auth_failed", "The mail server refuses this user.", "AUTHORIZATIONFAILED", "AUTH")
 _IN_USE: Final = Refusal("mailbox_in_use", "The mailbox is in use by another session.", "INUSE", "IN-USE")
@@ -30,7 +32,7 @@ _BY_CODE: Final = {
     "AUTHORIZATIONFAILED": _AUTH,
     "EXPIRED": _AUTH,
     "INUSE": _IN_USE,
-    "NONEXISTENT": Refusal("mailbox_nonexistent", "There is no such mailbox.", "NONEXISTENT", "SYS/PERM"),
+    "NONEXISTENT": NO_SUCH_FOLDER,
     "NOPERM": Refusal("mailbox_no_permission", "The mailbox may not be opened.", "NOPERM", "SYS/PERM"),
     "PRIVACYREQUIRED": Refusal("mailbox_refused", _PERMANENT, "PRIVACYREQUIRED", "SYS/PERM"),
     "CONTACTADMIN": Refusal("mailbox_refused", _PERMANENT, "CONTACTADMIN", "SYS/PERM"),

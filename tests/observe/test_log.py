@@ -123,6 +123,11 @@ def test_the_line_of_a_session_that_never_said_anything() -> None:
         ),
         (events.TlsFailed(a_session(), "alpn"), "info", {"reason": "alpn"}),
         (
+            events.MaildropOpened(a_session(), 3, 4711, ("uids_not_sticky", "no_emailid"), 0.12345),
+            "warning",
+            {"messages": 3, "octets": 4711, "notes": "uids_not_sticky, no_emailid", "seconds": 0.123},
+        ),
+        (
             events.MaildropClosed(a_session(), "expunge", 5, 0, 0, 0, "", 0.12345),
             "info",
             {"policy": "expunge", "removed": 5, "kept": 0, "unknown": 0, "unseen": 0, "detail": None, "seconds": 0.123},
@@ -153,6 +158,8 @@ def test_lines_of_other_events(event: events.Event, level: str, facts: dict[str,
         events.CommandFinished(a_session(), "NOOP", "ok", 0.1),
         events.BytesRelayed(a_session(), 1, 2),
         events.UpstreamConnected(a_session(), "main", "imap1", 0.1),
+        # At this level.
+        events.MaildropOpened(a_session(), 3, 4711, (), 0.1),
     ],
 )
 def test_what_has_no_line(event: events.Event) -> None:

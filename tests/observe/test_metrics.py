@@ -127,6 +127,13 @@ TLS13 = TlsInfo("TLSv1.3", "TLS_AES_128_GCM_SHA256", "mail.example.org")
             [("limits_struck_total", {"rule": "half_open", "action": "shed"}, 1)],
         ),
         (
+            events.MaildropOpened(a_session(), 3, 4711, ("uids_not_sticky",), 0.25),
+            [
+                ("maildrop_open_duration_seconds_sum", {}, 0.25),
+                ("maildrop_open_duration_seconds_count", {}, 1),
+            ],
+        ),
+        (
             events.MaildropClosed(a_session(), "expunge", 5, 0, 0, 0, "", 0.25),
             [
                 ("maildrop_updates_total", {"policy": "expunge", "result": "ok"}, 1),

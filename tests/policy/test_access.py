@@ -169,3 +169,19 @@ def test_pop3_before_login(upstream: list[str], tls: bool, plaintext: bool, show
     known = [frozenset(names.split()) for names in upstream]
     lines = pop3_capabilities(known, tls_available=tls, plaintext_ok=plaintext, mechanisms=MECHANISMS)
     assert [line.replace(" ", "+") for line in lines] == [*shown.split(), "IMPLEMENTATION+mailgate"]
+
+
+@pytest.mark.parametrize(
+    ("upstream", "shown"),
+    [
+        ([], []),
+        ([{"EXPIRE NEVER", "LOGIN-DELAY 0"}], ["EXPIRE NEVER"]),
+        ([{"EXPIRE NEVER", "LOGIN-DELAY 60"}] * 2, ["EXPIRE NEVER", "LOGIN-DELAY 60"]),
+        ([{"LOGIN-DELAY 0", "LOGIN-DELAY 60"}], ["LOGIN-DELAY 60 USER"]),
+        ([{"LOGIN-DELAY 9"}, {"LOGIN-DELAY 60"}], ["LOGIN-DELAY 60 USER"]),
+        ([{"EXPIRE NEVER", "LOGIN-DELAY 60"}, {"TOP"}], ["LOGIN-DELAY 60 USER"]),
+    ],
+)
+def test_what_holds_for_a_site_is_told_before_login(upstream: list[set[str]], shown: list[str]) -> None:
+    lines = pop3_capabilities(list(map(frozenset, upstream)), tls_available=False, plaintext_ok=True, mechanisms=[])
+    assert [line for line in lines if line.startswith(("EXPIRE", "LOGIN-DELAY"))] == shown
