@@ -188,7 +188,8 @@ class Translating:
                 await client.aclose()
                 raise UpstreamFailed(Failure.AUTH_TEMPORARY, "enable/login", str(error)) from error
             except BaseException:
-                await client.aclose()
+                with trio.CancelScope(shield=True):
+                    await client.aclose()
                 raise
         return client
 

@@ -31,6 +31,11 @@ class Mail:
     content: str
     flags: set[str] = field(default_factory=set)
 
+    @property
+    def body(self) -> bytes:
+        """What FETCH shows of it."""
+        return f"Subject: {self.content}\r\n\r\n{self.content}\r\n".encode()
+
 
 @dataclass
 class Folder:
@@ -286,6 +291,21 @@ class ModelClient:
         """See ImapClient."""
         self.alive = False
 
+    async def fetch(self, uids: Iterable[int] | None, items: bytes) -> list[bytes]:
+        """Return what FETCH tells of these messages, of all where it is None."""
+        await self._say("UID FETCH")
+        rows = []
+        for number, (uid, mail) in enumerate(sorted(self.folder.mails.items()), 1):
+            if uids is not None and uid not in uids:
+                continue
+            row = b"%d FETCH (UID %d" % (number, uid)
+            if b"RFC822.SIZE" in items:
+                row += b" FLAGS (%b) RFC822.SIZE %d" % (" ".join(sorted(mail.flags)).encode(), len(mail.body))
+            if b"BODY" in items:
+                row += b" BODY[] {%d}\r\n%b" % (len(mail.body), mail.body)
+            rows.append(row + b")")
+        return rows
+
 
 _COMMAND = re.compile(rb"(\S+) ((?:UID )?[A-Z]+)(?: (.*))?")
 _QUOTED = re.compile(rb'"((?:[^"\\]|\\.)*)"|(\S+)')
@@ -338,7 +358,7 @@ async def serve(store: Store, stream: trio.abc.Stream) -> None:
 async def _answer(client: ModelClient, verb: str, words: bytes) -> tuple[list[bytes], bytes]:
     """Do a command; return what goes before its tagged response, without stars, and that one's code."""
     match verb:
-        case "SELECT":
+        case "SELECT" | "EXAMINE":
             selected = await client.select(_names(words)[0])
             flags = " ".join(sorted(selected.flags_kept)).encode()
             told = [
@@ -358,6 +378,13 @@ async def _answer(client: ModelClient, verb: str, words: bytes) -> tuple[list[by
             return [b'LIST (%b) "/" "%b"' % (attribute, name) for name, attribute in named], b""
         case "EXPUNGE":
             await client.expunge()
+        case "FETCH" | "UID FETCH":
+            listed, items = words.split(b" ", 1)
+            return await client.fetch(None if b"*" in listed else uid_set(listed), items), b""
+        case "ENABLE":
+            return [b"ENABLED " + words], b""
+        case "LOGOUT":
+            return [b"BYE"], b""
         case "UID EXPUNGE":
             await client.expunge_uids(uid_set(words))
         case "UID SEARCH":
