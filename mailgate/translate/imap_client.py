@@ -51,6 +51,12 @@ __all__ = [
 BATCH: Final = 10_000
 """Messages in one FETCH of the overview. A server answers such a command within seconds, whatever its disk."""
 
+UID_LIMIT: Final = (1 << 32) - 1
+"""The highest UID and UIDVALIDITY (RFC 9051 §9, nz-number)."""
+
+MODSEQ_LIMIT: Final = (1 << 63) - 1
+"""The highest modification sequence (RFC 7162 §7)."""
+
 _FETCHED: Final = ("UID", "FLAGS", "RFC822.SIZE")
 _WANTED: Final = {
     "internaldate": "INTERNALDATE",
@@ -96,12 +102,15 @@ class ImapClient(ImapBodies):
         codes = opening.codes
         kept = codes.get("PERMANENTFLAGS", opening.flags + rb" \*").decode("latin-1").upper()
         uidvalidity = integer(codes.get("UIDVALIDITY", b"")) or 0
+        if uidvalidity > UID_LIMIT:
+            self.alive = False
+            raise Malformed("UIDVALIDITY over 32 bits")
         self.expunged = 0
         self.selected = Selected(
             uidvalidity,
             opening.exists,
-            integer(codes.get("UIDNEXT", b"")),
-            integer(codes.get("HIGHESTMODSEQ", b"")),
+            _at_most(UID_LIMIT, codes.get("UIDNEXT", b"")),
+            _at_most(MODSEQ_LIMIT, codes.get("HIGHESTMODSEQ", b"")),
             uidvalidity > 0 and "UIDNOTSTICKY" not in codes,
             frozenset(kept.replace("(", " ").replace(")", " ").split()),
             read_only or done.code == "READ-ONLY",
@@ -239,6 +248,12 @@ class ImapClient(ImapBodies):
             return
         for command in commands:
             await self.command(command, *others)
+
+
+def _at_most(limit: int, data: bytes) -> int | None:
+    """Return a number that a server may have told; one that cannot be tells nothing."""
+    number = integer(data)
+    return number if number is not None and number <= limit else None
 
 
 def _items(want: frozenset[str], fields: Sequence[str]) -> bytes:

@@ -40,6 +40,9 @@ from mailgate.wire.pop3 import CommandReceiver, Pop3Command
 READ_SIZE: Final = 16 * 1024
 """Bytes of commands taken at a time: a thousand of them, and little enough to be nobody's burden."""
 
+COMMANDS_AT_ONCE: Final = 50
+"""Commands that are answered before other sessions have their turn, where all of them came at once: a millisecond."""
+
 REPLIES_HELD: Final = 16 * 1024
 """Bytes of short replies that are gathered while more commands are at hand."""
 
@@ -224,6 +227,8 @@ class Pop3Session:
 
     async def _one(self, decide: Callable[[str], Verdict]) -> None:
         """Answer the next command."""
+        if self.session.commands % COMMANDS_AT_ONCE == 0:
+            await trio.lowlevel.checkpoint()
         while (item := self._receiver.next()) is None:
             await self._flush()
             await self._fill()

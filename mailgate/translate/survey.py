@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from mailgate.translate.columns import among
-from mailgate.translate.imap_client import ImapClient, Overview, Selected
+from mailgate.translate.imap_client import UID_LIMIT, ImapClient, Overview, Selected
 from mailgate.translate.memory import Snapshot
 
 DELETED: Final = b"DELETED"
@@ -141,5 +141,5 @@ def _taken(selected: Selected, asking: Asking, found: Overview, old: Snapshot | 
 
 def _snapshot(selected: Selected, asking: Asking, uids: array[int], sizes: array[int], hidden: array[int]) -> Snapshot:
     # A message that came behind SELECT is above the UIDNEXT that SELECT told.
-    uidnext = max(selected.uidnext or 1, uids[-1] + 1 if uids else 1)
+    uidnext = min(max(selected.uidnext or 1, uids[-1] + 1 if uids else 1), UID_LIMIT)
     return Snapshot(uidnext, selected.highestmodseq or 0, uids, sizes, hidden, asking.hidden_by)

@@ -58,6 +58,10 @@ class HostileServer:
         self.answers = {}
         self.heard = []
         self.messages = {1: message(1), 2: message(2), 3: message(3)}
+        self.drop()
+
+    def drop(self) -> None:
+        """Cut all connections."""
         for sock in self._socks:
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
@@ -130,7 +134,10 @@ def select(talk: Talk, arguments: bytes) -> None:
 def fetch(talk: Talk, arguments: bytes) -> None:
     uids, _, items = arguments.partition(b" ")
     if b"BODY" not in items:
-        talk.ok(*rows(talk))
+        # By sequence numbers, or by UIDs up to the last.
+        first, _, last = uids.partition(b":")
+        every = list(rows(talk))
+        talk.ok(*(every[int(first) - 1 : int(last)] if last.isdigit() else every[int(first) - 1 :]))
     else:
         uid = int(uids)
         talk.ok(*([body(uid, talk.server.messages[uid])] if uid in talk.server.messages else []))

@@ -108,3 +108,15 @@ async def test_of_what_nobody_asked_for_nothing_is_kept() -> None:
     listed = b"".join(b'* LIST (\\Trash) "/" trash%d\r\n' % number for number in range(100))
     async with talking(listed + b"m1 OK done\r\n") as client:
         assert await client.special_use("\\Trash") == b"trash0"
+
+
+async def test_numbers_that_cannot_be_are_not_believed() -> None:
+    flags = b"* FLAGS (\\Deleted)\r\n* 1 EXISTS\r\n"
+    odd = b"* OK [UIDNEXT 4294967296] x\r\n* OK [HIGHESTMODSEQ 9223372036854775808] x\r\n"
+    async with talking(flags + odd + b"* OK [UIDVALIDITY 4294967295] x\r\nm1 OK done\r\n") as client:
+        selected = await client.select(b"INBOX")
+        assert (selected.uidvalidity, selected.uidnext, selected.highestmodseq) == (4294967295, None, None)
+    async with talking(flags + b"* OK [UIDVALIDITY 4294967296] x\r\nm1 OK done\r\n") as client:
+        with pytest.raises(Malformed):
+            await client.select(b"INBOX")
+        assert not client.alive
