@@ -28,7 +28,7 @@ from mailgate.cli.base import (
 from mailgate.cli.pairs import exposed_keys, unusable_certificates
 from mailgate.cli.places import unusable_store, wrong_templates
 from mailgate.cli.quickstart import Quickstart
-from mailgate.config import Config, Pool
+from mailgate.config import Config, Pool, Pop3Policy, Pop3Settings
 from mailgate.config.values import is_host_name
 from mailgate.errors import ConfigError
 from mailgate.model import Protocol
@@ -247,23 +247,63 @@ def route(user: str, listener: str | None, protocol: str | None, config: Path | 
     if not asked:
         raise click.UsageError("No such listener speaks that protocol.")
     router = StaticRouter(loaded.route)
-    outcomes: dict[tuple[Step, ...], list[str]] = {}
+    outcomes: dict[tuple[tuple[Step, ...], bytes | None], list[str]] = {}
     for each in asked:
         # Arguments hold bytes that are no UTF-8 as surrogates, which fsencode turns back.
-        steps = router.explain(os.fsencode(user), listener=each.name, protocol=each.protocol)
-        outcomes.setdefault(tuple(steps), []).append(each.name)
+        name, mailbox = os.fsencode(user), None
+        steps = router.explain(name, listener=each.name, protocol=each.protocol)
+        if each.protocol is Protocol.POP3 and (found := _with_mailbox(name, loaded)) is not None:
+            plain = router.explain(found[0], listener=each.name, protocol=each.protocol)
+            if plain and plain[-1].matched and loaded.pool[plain[-1].rule.pool].protocol is Protocol.IMAP:
+                steps, mailbox = plain, found[1]
+        outcomes.setdefault((tuple(steps), mailbox), []).append(each.name)
     refused = False
-    for outcome, names in outcomes.items():
+    for (outcome, mailbox), names in outcomes.items():
         click.echo(f"{printable(user)} on {', '.join(names)}:")
         for step in outcome:
             mark = click.style("yes", fg="green") if step.matched else click.style("no ", dim=True)
             click.echo(f"  {mark} {step.rule.name}: {printable(step.why)}")
         if outcome and outcome[-1].matched:
-            _print_target(loaded.pool[outcome[-1].rule.pool])
+            rule = outcome[-1].rule
+            pool = loaded.pool[rule.pool]
+            _print_target(pool)
+            pop3 = any(each.protocol is Protocol.POP3 for each in asked if each.name in names)
+            if pop3 and pool.protocol is Protocol.IMAP:
+                _print_policy(rule.pop3 or loaded.pop3, loaded.pop3, mailbox)
         else:
             refused = True
             click.secho("  No route takes this login: it would be refused.", fg="red")
     raise SystemExit(EXIT_FAILED if refused else 0)
+
+
+def _with_mailbox(user: bytes, loaded: Config) -> tuple[bytes, bytes] | None:
+    """Return the user and the mailbox that a POP3 client's user name carries, ``None`` where it carries none."""
+    if not loaded.pop3.login_folder:
+        return None
+    from mailgate.translating import split
+
+    return split(user, loaded.pop3.login_folder.encode())
+
+
+def _print_policy(policy: Pop3Policy, general: Pop3Settings, mailbox: bytes | None) -> None:
+    """Tell what of a route's policy decides what a POP3 client sees of an IMAP mailbox, and what it can do to it."""
+    folders = ", ".join(policy.folders) if mailbox is None else mailbox.decode("utf-8", "backslashreplace")
+    shows = ["messages that were shown once"] if policy.max_age or policy.max_messages else []
+    shows += [f"those of the last {policy.max_age / 86400:g} days"] if policy.max_age else []
+    shows += [f"at most the newest {policy.max_messages}"] if policy.max_messages else []
+    kept = general.store.path or general.store.url if general.store is not None else "nothing"
+    click.echo("  POP3 is translated to IMAP:")
+    for what, how in {
+        "mailbox": folders + (", read-only" if policy.read_only else ""),
+        "shown": "; ".join(shows) or "all messages",
+        "unique-ids": policy.uidl,
+        "deleted": f"{policy.delete}, at QUIT",
+        "a second session": policy.lock,
+        "between logins": f"{policy.login_delay:g} s" if policy.login_delay else "",
+        "remembered in": str(kept),
+    }.items():
+        if how:
+            click.echo(f"    {what}: {printable(how)}")
 
 
 def _print_target(pool: Pool) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -108,7 +108,10 @@ class Quickstart:
             raise ValueError("--certificate and --key go together")
         if ca is not None and pin is not None:
             raise ValueError("--ca and --pin exclude each other: a pin names the certificate itself")
-        places, notes = _asked_listeners(listen, protocols) if listen else _usual_listeners(protocols)
+        behind = _behind(protocols)
+        places, notes = _asked_listeners(listen, behind) if listen else _usual_listeners(behind)
+        if any(url.protocol is not behind[url.protocol] for _, urls in places for url in urls):
+            notes += ("POP3 clients are served from the IMAP server; --print shows how, and [pop3] changes it.",)
         if certificate is None:
             notes += (
                 "Using a certificate made on the fly, which mail programs warn about; "
@@ -138,9 +141,10 @@ class Quickstart:
         for server in self.upstreams:
             lines += ["", f"[pool.{server.protocol}]", f"protocol = {text(server.protocol)}"]
             lines += [f"servers = [{text(server.endpoint)}]", f"tls = {self._upstream_tls(server)}"]
-        for server in self.upstreams:
-            lines += ["", "[[route]]", f"name = {text(server.protocol)}"]
-            lines += [f"match = {{ protocol = {text(server.protocol)} }}", f"pool = {text(server.protocol)}"]
+        behind = _behind([server.protocol for server in self.upstreams])
+        for protocol in dict.fromkeys(urls[0].protocol for _, urls in self.listeners):
+            lines += ["", "[[route]]", f"name = {text(protocol)}"]
+            lines += [f"match = {{ protocol = {text(protocol)} }}", f"pool = {text(behind[protocol])}"]
         if self.metrics is not None:
             lines += ["", "[metrics]", f"bind = {text(self.metrics)}"]
         return "\n".join(lines) + "\n"
@@ -154,6 +158,14 @@ class Quickstart:
         return f"{{ mode = {text(mode)}{extra} }}"
 
 
+def _behind(protocols: Sequence[Protocol]) -> dict[Protocol, Protocol]:
+    """Return for each protocol that clients may speak which of the servers' protocols is behind it."""
+    behind = {protocol: protocol for protocol in protocols}
+    if Protocol.IMAP in behind:
+        behind.setdefault(Protocol.POP3, Protocol.IMAP)
+    return behind
+
+
 def _option(option: str, url: str) -> Url:
     try:
         return Url.parse(url)
@@ -162,24 +174,24 @@ def _option(option: str, url: str) -> Url:
 
 
 def _asked_listeners(
-    listen: Sequence[str], protocols: Sequence[Protocol]
+    listen: Sequence[str], behind: Mapping[Protocol, Protocol]
 ) -> tuple[tuple[tuple[str, tuple[Url, ...]], ...], tuple[str, ...]]:
     places: dict[str, tuple[Url, ...]] = {}
     for url in listen:
         place = _option("--listen", url)
-        if place.protocol not in protocols:
+        if place.protocol not in behind:
             raise ValueError(f"--listen {place.scheme}:// needs an --upstream that speaks {place.protocol}")
         places[place.scheme] = (*places.get(place.scheme, ()), place)
-    for protocol in protocols:
-        if all(SCHEMES[scheme].protocol is not protocol for scheme in places):
+    for protocol in dict.fromkeys(behind.values()):
+        if all(behind[SCHEMES[scheme].protocol] is not protocol for scheme in places):
             raise ValueError(f"no --listen is for {protocol}, so its --upstream would never be used")
     return tuple(places.items()), _where(places)
 
 
 def _usual_listeners(
-    protocols: Sequence[Protocol],
+    behind: Mapping[Protocol, Protocol],
 ) -> tuple[tuple[tuple[str, tuple[Url, ...]], ...], tuple[str, ...]]:
-    schemes = [scheme for scheme, about in SCHEMES.items() if about.protocol in protocols]
+    schemes = [scheme for scheme, about in SCHEMES.items() if about.protocol in behind]
     allowed = all(may_bind(SCHEMES[scheme].port) for scheme in schemes)
     hosts = ["0.0.0.0", *(["::"] if has_ipv6() else [])]  # noqa: S104  (a mail server serves everyone)
     places = {}

@@ -183,6 +183,54 @@ def test_route_explains_each_listener(run: Run, config: Path) -> None:
     ]
 
 
+POLICY = """
+[pop3]
+login_folder = "+"
+max_age = "30d"
+store = { path = "pop3.sqlite" }
+[[route]]
+match = { protocol = "pop3", domain = "example.net" }
+pool = "main"
+pop3 = { folders = ["INBOX", "Spam"], delete = "trash", read_only = true, max_messages = 500, login_delay = "1m" }
+"""
+
+
+def test_route_tells_what_a_pop3_client_gets_of_an_imap_server(run: Run, config: Path) -> None:
+    config.write_text(config.read_text() + POLICY)
+    result = run("route", "alice@example.net", "--protocol", "pop3", "--config", config)
+    assert result.exit_code == 0
+    lines = result.stdout.splitlines()
+    assert lines[-9:] == [
+        "    second at 10.0.0.1:993",
+        "  POP3 is translated to IMAP:",
+        "    mailbox: INBOX, Spam, read-only",
+        "    shown: messages that were shown once; those of the last 30 days; at most the newest 500",
+        "    unique-ids: dovecot",
+        "    deleted: trash, at QUIT",
+        "    a second session: wait",
+        "    between logins: 60 s",
+        f"    remembered in: {config.with_name('pop3.sqlite')}",
+    ]
+    lines = run("route", "alice+Archive@example.net", "--protocol", "pop3", "-c", config).stdout.splitlines()
+    assert "    mailbox: Archive, read-only" in lines
+    # A route to a server that speaks POP3 has the whole name.
+    assert "translated" not in run("route", "alice+Archive@example.org", "--protocol", "pop3", "-c", config).stdout
+
+
+def test_route_where_nothing_is_configured_for_pop3(run: Run, config: Path) -> None:
+    config.write_text(config.read_text().replace('match = { listener = "imaps" }\n', ""))
+    lines = run("route", "alice@example.com", "-c", config).stdout.splitlines()
+    assert lines[-7:] == [
+        "  POP3 is translated to IMAP:",
+        "    mailbox: INBOX",
+        "    shown: all messages",
+        "    unique-ids: dovecot",
+        "    deleted: expunge, at QUIT",
+        "    a second session: wait",
+        "    remembered in: nothing",
+    ]
+
+
 def test_route_of_a_login_that_is_refused(run: Run, config: Path) -> None:
     result = run("route", "alice", "--protocol", "pop3", "--config", config)
     assert result.exit_code == 1
@@ -200,7 +248,9 @@ def test_route_asks_for_what_is_there(run: Run, config: Path) -> None:
     assert "there are: imaps, pop3s" in result.stderr
     result = run("route", "a", "--listener", "imaps", "--protocol", "pop3", "-c", config)
     assert result.exit_code == 2
-    assert run("route", "a", "--listener", "imaps", "-c", config).exit_code == 0
+    only = run("route", "a", "--listener", "imaps", "-c", config)
+    assert only.exit_code == 0
+    assert "translated" not in only.stdout
 
 
 def test_route_groups_listeners_and_escapes_control_characters(run: Run, config: Path) -> None:

@@ -54,6 +54,12 @@ def test_the_usual_ports_are_used_where_they_are_allowed(monkeypatch: pytest.Mon
     assert [(listener.name, listener.tls, list(map(str, listener.bind))) for listener in config.listener] == [
         ("imaps", "implicit", ["0.0.0.0:993", "[::]:993"]),
         ("imap", "starttls", ["0.0.0.0:143", "[::]:143"]),
+        ("pop3s", "implicit", ["0.0.0.0:995", "[::]:995"]),
+        ("pop3", "starttls", ["0.0.0.0:110", "[::]:110"]),
+    ]
+    assert [(rule.name, rule.match.protocol, rule.pool) for rule in config.route] == [
+        ("imap", Protocol.IMAP, "imap"),
+        ("pop3", Protocol.POP3, "imap"),
     ]
     assert config.pool["imap"].tls.mode == "implicit"
     assert config.warnings == ()
@@ -92,6 +98,26 @@ def test_several_places_to_listen_are_grouped_by_scheme() -> None:
     ]
 
 
+def test_pop3_clients_of_an_imap_server_alone() -> None:
+    plan = Quickstart.of(["imaps://a"], ["pop3s://127.0.0.1:1"])
+    config = built(plan)
+    assert [(rule.name, rule.pool) for rule in config.route] == [("pop3", "imap")]
+    assert config.pool["imap"].protocol is Protocol.IMAP
+    assert config.warnings == ()
+    assert any("POP3 clients are served from the IMAP server" in note for note in plan.notes)
+
+
+def test_a_pop3_server_of_its_own_serves_the_pop3_clients() -> None:
+    plan = Quickstart.of(["imaps://a", "pop3s://b"], ["imaps://127.0.0.1:1", "pop3s://127.0.0.1:2"])
+    assert [(rule.name, rule.pool) for rule in built(plan).route] == [("imap", "imap"), ("pop3", "pop3")]
+    assert not any("POP3 clients are served" in note for note in plan.notes)
+
+
+def test_a_pop3_server_alone_has_no_imap_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quickstart, "may_bind", lambda port: True)
+    assert {listener.protocol for listener in built(Quickstart.of(["pop3s://a"], [])).listener} == {Protocol.POP3}
+
+
 def test_a_certificate_of_ones_own(tmp_path: Path) -> None:
     plan = Quickstart.of(["imaps://a"], ["imaps://127.0.0.1:1"])
     assert plan.needs_certificate
@@ -112,7 +138,7 @@ def test_the_authority_or_the_pin_reach_the_pool() -> None:
     ("upstreams", "listen", "options", "message"),
     [
         (["imaps://a", "imap://b"], [], {}, "several servers need a file"),
-        (["imaps://a"], ["pop3s://b"], {}, "needs an --upstream that speaks pop3"),
+        (["pop3s://a"], ["imaps://b"], {}, "needs an --upstream that speaks imap"),
         (["imaps://a", "pop3s://a"], ["imaps://b"], {}, "no --listen is for pop3"),
         (["imaps://a"], ["b"], {}, "^--listen: a server is written"),
         (["imaps://a"], [], {"key": Path("k")}, "--certificate and --key go together"),
