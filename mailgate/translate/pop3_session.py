@@ -227,8 +227,6 @@ class Pop3Session:
 
     async def _one(self, decide: Callable[[str], Verdict]) -> None:
         """Answer the next command."""
-        if self.session.commands % COMMANDS_AT_ONCE == 0:
-            await trio.lowlevel.checkpoint()
         while (item := self._receiver.next()) is None:
             await self._flush()
             await self._fill()
@@ -265,6 +263,8 @@ class Pop3Session:
             await self._refuse(answers.TOO_MANY_BAD_COMMANDS)
             await self._flush()
             raise _Over(Side.PROXY, answers.TOO_MANY_BAD_COMMANDS.reason)
+        if self.session.commands % COMMANDS_AT_ONCE == 0:
+            await trio.lowlevel.checkpoint()
 
     # ---------------------------------------------------------------- the client
 
