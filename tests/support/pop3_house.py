@@ -87,6 +87,13 @@ tls = "off"
         self.written += self.program.output()
         return status
 
+    def reconfigure(self, old: str, new: str) -> None:
+        """Change its configuration, and have it put into force."""
+        self.text = self.text.replace(old, new)
+        self._config.write_text(self.text)
+        answer = self.administer("POST", "/v1/reload")
+        assert answer["changed"], answer
+
     def kill(self) -> None:
         """Kill supervisor and workers at once, and wait until nobody of them is left."""
         pids = [self.program.pid, *self.program.workers()]
