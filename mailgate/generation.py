@@ -90,7 +90,7 @@ class Generation:
             lasting.login_delays,
             lasting.stores.get(config.pop3.store),
         )
-        self._routes = {listener.name: self._routes_of(listener) for listener in config.listener}
+        self._routes = {listener.name: self._reached(listener) for listener in config.listener}
         self.services = Services(
             hostname=config.hostname,
             gate=self.gate,
@@ -108,24 +108,22 @@ class Generation:
 
     # ---------------------------------------------------------------- what sessions are given
 
-    def _routes_of(self, listener: Listener) -> dict[str, tuple[str, ...]]:
-        """Return the pools that a login on this listener may be routed to, and by which routes."""
-        routes: dict[str, tuple[str, ...]] = {}
-        for _, rule in reached_by(listener, enumerate(self.config.route)):
-            routes[rule.pool] = (*routes.get(rule.pool, ()), rule.name)
-        return routes
+    def _reached(self, listener: Listener) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Return the pools that a login on this listener may be routed to, and the routes to those that speak IMAP."""
+        rules = [rule for _, rule in reached_by(listener, enumerate(self.config.route))]
+        pools = self.config.pool
+        to_imap = (rule.name for rule in rules if pools[rule.pool].protocol is Protocol.IMAP)
+        return tuple(dict.fromkeys(rule.pool for rule in rules)), tuple(to_imap)
 
     def _upstream_capabilities(self, session: Session) -> list[frozenset[str]]:
-        pools = self._routes[session.listener]
+        pools, translated = self._routes[session.listener]
         if session.protocol is Protocol.IMAP:
             return self.upstreams.known_capabilities(pools)
         found = []
-        translated: list[str] = []
-        for name, routes in pools.items():
+        for name in pools:
             known = self.upstreams.known_capabilities((name,))
             if self.config.pool[name].protocol is not Protocol.POP3:
-                known = self.translating.capabilities(known, routes)
-                translated += routes
+                known = self.translating.capabilities(known, translated)
             found += known
         if translated and not found:
             # Most of what a translated session can does not depend on its server.

@@ -84,7 +84,7 @@ class Translating:
     def capabilities(self, known: Iterable[frozenset[str]], routes: Iterable[str]) -> list[frozenset[str]]:
         """Return what POP3 clients are promised before login, from what is known of IMAP servers.
 
-        ``routes`` are those that lead to these servers.
+        ``routes`` are all that lead to some, also those to servers that were not heard of: delays are theirs.
         """
         delays = frozenset(self._policies[name].login_delay for name in routes)
         return [_promised(one, delays) for one in known]

@@ -381,6 +381,11 @@ async def _answer(client: ModelClient, verb: str, words: bytes) -> tuple[list[by
         case "FETCH" | "UID FETCH":
             listed, items = words.split(b" ", 1)
             return await client.fetch(None if b"*" in listed else uid_set(listed), items), b""
+        case "CAPABILITY" | "LOGIN" | "AUTHENTICATE":
+            listed = b" ".join(name.encode() for name in sorted(client.capabilities | {"IMAP4REV1", "AUTH=PLAIN"}))
+            if verb == "CAPABILITY":
+                return [b"CAPABILITY " + listed], b""
+            return [], b"[CAPABILITY %b] " % listed
         case "ENABLE":
             return [b"ENABLED " + words], b""
         case "LOGOUT":
