@@ -30,7 +30,7 @@ from mailgate.wire import mailbox_name
 from mailgate.wire.imap import encode_arguments
 from mailgate.wire.imap_fetch import Event, Found
 from mailgate.wire.imap_list import listed
-from mailgate.wire.imap_overview import NO_DATE, Overview, OverviewRows
+from mailgate.wire.imap_overview import NO_DATE, SPARE_ROWS, Overview, OverviewRows
 from mailgate.wire.imap_response import Response
 from mailgate.wire.imap_sets import COMMAND_LINE, checked_flags, uid_sets
 
@@ -172,13 +172,15 @@ class ImapClient(ImapBodies):
         if _CONTROL.search(criteria):
             raise ValueError("a line's end in a search")
         found: set[int] = set()
+        # As many as rows may come in an overview.
+        most = min(MESSAGES, 2 * self.exists + SPARE_ROWS)
 
         def take(event: Event) -> None:
             if isinstance(event, Found):
                 found.update(event.numbers)
-                if len(found) > MESSAGES:
+                if len(found) > most:
                     self.alive = False
-                    raise Malformed("more messages found than a mailbox can have")
+                    raise Malformed("far more messages found than there are")
 
         await self.command(b"UID SEARCH " + criteria, take=take)
         return array("I", sorted(found))
