@@ -21,33 +21,26 @@ import trio
 
 from mailgate.config import Pop3Policy
 from mailgate.errors import UpstreamFailed
-from mailgate.events import BytesRelayed, CommandFinished, Emit, MaildropClosed, Trace
+from mailgate.events import CommandFinished, Emit, MaildropClosed, Trace
 from mailgate.model import Deny, End, Protocol, Refusal, Session, Side, Verdict
 from mailgate.policy import access, answers
 from mailgate.stream import ByteStream
 from mailgate.translate.backend import Backend
 from mailgate.translate.deletion import Deletion, plan
-from mailgate.translate.imap_client import ClientError, ImapClient, MailboxChanged, Malformed, Vanished
+from mailgate.translate.imap_client import ClientError, ImapClient, MailboxChanged, Vanished
 from mailgate.translate.opening import Opened
+from mailgate.translate.pop3_client import Over, Pop3Client
+from mailgate.translate.pop3_message import begin_message, has_utf8_header, send_message
 from mailgate.translate.refusals import refusal_for
 from mailgate.translate.store import Memories
 from mailgate.translate.store_backend import StoreFailed
 from mailgate.translate.update import update
 from mailgate.wire.dotted import MessageEncoder
-from mailgate.wire.framing import BadCommand, Limits
-from mailgate.wire.pop3 import CommandReceiver, Pop3Command
-
-READ_SIZE: Final = 16 * 1024
-"""Bytes of commands taken at a time: a thousand of them, and little enough to be nobody's burden."""
+from mailgate.wire.framing import BadCommand
+from mailgate.wire.pop3 import Pop3Command
 
 COMMANDS_AT_ONCE: Final = 50
 """Commands that are answered before other sessions have their turn, where all of them came at once: a millisecond."""
-
-REPLIES_HELD: Final = 16 * 1024
-"""Bytes of short replies that are gathered while more commands are at hand."""
-
-KEEP_ALIVE_SECONDS: Final = 20 * 60.0
-"""How long the server hears nothing from a silent client: it may close after 30 minutes (RFC 9051 §5.4)."""
 
 BAD_COMMANDS: Final = 20
 """Commands in a row that were wrong, after which a client is caught in a loop."""
@@ -60,12 +53,6 @@ LAST_WORDS: Final = 5.0
 
 REMEMBER_SECONDS: Final = 5.0
 """How long the store may take for what is only kept to be faster the next time."""
-
-TOP_BEGINS: Final = 8 * 1024
-"""Bytes of a message that the first request of a TOP asks for, beside those of its lines: most headers fit."""
-
-TOP_LINE: Final = 100
-"""Bytes that a line is taken to have when a request of a TOP is sized."""
 
 NEEDS_UTF8: Final = Refusal("needs_utf8", "This message needs UTF8 before the login.", "", "UTF8")
 """What RFC 6856 §2.1 has a server say to a client that did not ask for UTF-8 in headers."""
@@ -88,15 +75,7 @@ class Held(Interface):
         ...
 
 
-class _Over(Exception):
-    """The session ends."""
-
-    def __init__(self, side: Side, reason: str) -> None:
-        super().__init__(reason)
-        self.end = End(side, reason)
-
-
-class Pop3Session:
+class Pop3Session(Pop3Client):
     """One client's session with its maildrop, from the accepted login to the end.
 
     ``held`` is the lock of the maildrop, let go at the end. A session is one of those that
@@ -121,64 +100,36 @@ class Pop3Session:
         utf8: bool,
         held: Held,
     ) -> None:
-        self.session = session
-        self.outcome: End | None = None
-        self.quiet = False
+        super().__init__(session, emit, buffer)
         self._backend = backend
         self._opened = opened
         self._maildrop = opened.maildrop
         self._memories = memories
         self._policy = policy
-        self._emit = emit
-        self._view = memoryview(buffer)
         self._capabilities = capabilities
         self._utf8 = utf8 or policy.utf8 == "passthrough"
         self._held_maildrop = held
         self._deletions: Sequence[Deletion | Refusal] | None = None
         # They hold for this connection: another server of the pool may be another make.
         self._planned: ImapClient | None = None
-        self._receiver = CommandReceiver(Limits(total=1 << 62))
         self._scope = trio.CancelScope()
-        self._replies: list[bytes] = []
-        self._held = 0
         self._bad = 0
-        self._wrong = False
         self._quitted = False
         self._last_retrieved = 0
         # What the client was told is gone, so that one that does not believe it is noticed.
         self._vanished: set[int] = set()
-        self._used = trio.current_time()
         # Sizes that were seen and are listed from the next session on: within one, a message has one size.
         self._measured: dict[int, int] = {}
-        self._told_in = self._told_out = 0
-        self._stream: ByteStream
-        self._trace: Trace | None = None
-        self._idle = 0.0
 
     # ---------------------------------------------------------------- from outside
-
-    @property
-    def protocol(self) -> Protocol:
-        """What the client speaks."""
-        return Protocol.POP3
-
-    @property
-    def ended(self) -> bool:
-        """Whether the end of this session is decided."""
-        return self.outcome is not None
 
     def end(self, side: Side, reason: str) -> None:
         """End the session, with nothing deleted; one that updates its maildrop goes on until that is done."""
         self.outcome = self.outcome or End(side, reason)
         self._scope.cancel()
 
-    def sweep(self, now: float) -> None:
-        """Tell what went through since the last time."""
-        session = self.session
-        received, sent = session.bytes_in - self._told_in, session.bytes_out - self._told_out
-        if received or sent:
-            self._told_in, self._told_out = session.bytes_in, session.bytes_out
-            self._emit(BytesRelayed(session, received, sent))
+    async def _keep_alive(self) -> None:
+        await self._backend.keep_alive()
 
     async def aclose(self) -> None:
         """Close the connection to the server, at once, and let the next session have the maildrop."""
@@ -203,16 +154,13 @@ class Pop3Session:
         ``early`` is what it sent behind its login, ``idle`` the limit in seconds for its silence and for its taking
         what it is sent; ``decide`` is asked for each command.
         """
-        self._stream, self._trace, self._idle = stream, trace, idle
-        # What was said before is told already.
-        self._told_in, self._told_out = self.session.bytes_in, self.session.bytes_out
-        self._receiver.receive(early)
+        self._begin_with(stream, early, idle, trace)
         end = End(Side.PROXY, "internal")
         try:
             with self._scope:
                 while True:
                     await self._one(decide)
-        except _Over as over:
+        except Over as over:
             # RFC 1939 §3: an idle client is not answered. One that was told why has been.
             end = over.end
         finally:
@@ -239,7 +187,7 @@ class Pop3Session:
                 await self._refuse(item.text)
                 if item.fatal:
                     await self._flush()
-                    raise _Over(Side.CLIENT, "protocol")
+                    raise Over(Side.CLIENT, "protocol")
             else:
                 self._note(item.raw)
                 if item.verb in access.KNOWN_VERBS[Protocol.POP3]:
@@ -262,80 +210,9 @@ class Pop3Session:
         if self._bad >= BAD_COMMANDS:
             await self._refuse(answers.TOO_MANY_BAD_COMMANDS)
             await self._flush()
-            raise _Over(Side.PROXY, answers.TOO_MANY_BAD_COMMANDS.reason)
+            raise Over(Side.PROXY, answers.TOO_MANY_BAD_COMMANDS.reason)
         if self.session.commands % COMMANDS_AT_ONCE == 0:
             await trio.lowlevel.checkpoint()
-
-    # ---------------------------------------------------------------- the client
-
-    def _note(self, said: bytes) -> None:
-        if self._trace is not None:
-            self._trace.client(said)
-
-    async def _fill(self) -> None:
-        """Receive more from the client, while the server hears now and then that its client is there."""
-        stream = self._stream
-        silent_at = trio.current_time() + self._idle
-        self.quiet = True
-        try:
-            while True:
-                stream.deadline = min(silent_at, self._used + KEEP_ALIVE_SECONDS)
-                try:
-                    count = await stream.receive(self._view[:READ_SIZE])
-                    break
-                except trio.TooSlowError:
-                    if trio.current_time() >= silent_at:
-                        raise _Over(Side.PROXY, "idle") from None
-                    await self._backend.keep_alive()
-                    self._used = trio.current_time()
-        except trio.BrokenResourceError:
-            raise _Over(Side.CLIENT, "reset") from None
-        finally:
-            self.quiet = False
-        if count == 0:
-            raise _Over(Side.CLIENT, "closed")
-        self.session.bytes_in += count
-        self._receiver.receive(self._view[:count])
-
-    async def _send(self, data: bytes | memoryview) -> None:
-        """Send to the client, which must take it within the idle limit."""
-        if self._trace is not None:
-            self._trace.upstream(bytes(data))
-        self._stream.deadline = trio.current_time() + self._idle
-        try:
-            await self._stream.send_all(data)
-        except trio.TooSlowError:
-            raise _Over(Side.PROXY, "idle") from None
-        except trio.BrokenResourceError:
-            raise _Over(Side.CLIENT, "reset") from None
-        self.session.bytes_out += len(data)
-
-    async def _say(self, reply: bytes) -> None:
-        """Answer in the order of the commands; what is short goes out together with what follows."""
-        self._replies.append(reply)
-        self._held += len(reply)
-        if self._held >= REPLIES_HELD:
-            await self._flush()
-
-    def _take_held(self) -> bytes:
-        held = b"".join(self._replies)
-        self._replies.clear()
-        self._held = 0
-        return held
-
-    async def _flush(self) -> None:
-        if self._replies:
-            await self._send(self._take_held())
-
-    async def _ok(self, text: str) -> bool:
-        await self._say(b"+OK %b\r\n" % text.encode("ascii"))
-        return True
-
-    async def _refuse(self, why: str | Refusal) -> bool:
-        """Answer ``-ERR``; a text of its own is for a command that was wrong, and never can be right."""
-        self._wrong = self._wrong or isinstance(why, str)
-        await self._say(answers.pop3_reply(why) if isinstance(why, Refusal) else f"-ERR {why}\r\n".encode("ascii"))
-        return False
 
     # ---------------------------------------------------------------- commands that the maildrop answers
 
@@ -483,7 +360,7 @@ class Pop3Session:
         await self._refuse(refusal)
         if isinstance(error, MailboxChanged):
             await self._flush()
-            raise _Over(Side.SERVER, refusal.reason) from error
+            raise Over(Side.SERVER, refusal.reason) from error
         return False
 
     async def _message(self, number: int, encoder: MessageEncoder, lines: int | None) -> bool:
@@ -491,7 +368,10 @@ class Pop3Session:
         uid = self._maildrop.uid(number)
 
         async def begun(client: ImapClient) -> ImapClient | None:
-            return client if await self._begin(client, uid, lines) else None
+            if not self._utf8 and await has_utf8_header(client, uid):
+                return None
+            await begin_message(client, uid, lines)
+            return client
 
         try:
             client = await self._steadily(self._maildrop.folder(number), begun)
@@ -509,27 +389,15 @@ class Pop3Session:
         earlier, sent = self._take_held(), self.session.bytes_out
         begin = b"+OK Top of message\r\n" if lines is not None else b"+OK %d octets\r\n" % self._maildrop.size(number)
         try:
-            await self._stream_message(client, uid, encoder, lines, earlier + begin)
+            await send_message(client, uid, encoder, lines, earlier + begin, self._send)
         except ClientError as error:
             if self.session.bytes_out == sent:
                 await self._say(earlier)
                 return await self._failed(error)
             # A final dot would make a whole message of what is not.
-            raise _Over(Side.SERVER, refusal_for(error).reason) from error
+            raise Over(Side.SERVER, refusal_for(error).reason) from error
         finally:
             self._used = trio.current_time()
-        return True
-
-    async def _begin(self, client: ImapClient, uid: int, lines: int | None) -> bool:
-        """Ask for a message; return whether it comes, and not to a client that must say UTF8 first."""
-        if not self._utf8 and await _has_utf8_header(client, uid):
-            return False
-        if lines is None:
-            await client.begin_body(uid)
-        elif lines == 0:
-            await client.begin_body(uid, b"HEADER")
-        else:
-            await client.begin_body(uid, first=0, length=_room_for(lines))
         return True
 
     def _ask_ahead(self, number: int, client: ImapClient) -> None:
@@ -539,36 +407,6 @@ class Pop3Session:
             return
         if drop.folder(number + 1) == drop.folder(number) and drop.size(number + 1) <= AHEAD_LIMIT:
             client.ask_body(drop.uid(number + 1))
-
-    async def _stream_message(
-        self, client: ImapClient, uid: int, encoder: MessageEncoder, lines: int | None, held: bytes
-    ) -> None:
-        """Send ``held`` and what was begun, and the rest of it where a TOP needs more than was asked for.
-
-        The last piece waits until the server says that the message was whole, and goes out with the final dot: clients
-        become confused when that comes by itself.
-        """
-        taken, asked = 0, _room_for(lines) if lines else 0
-        while True:
-            came = 0
-            while (piece := await client.next_piece()) is not None:
-                came += len(piece)
-                if encoder.enough:
-                    continue
-                out = encoder.feed(piece)
-                if taken or came > len(piece):
-                    await self._send(held)
-                    held = out
-                else:
-                    held += out
-            taken += came
-            if not lines or encoder.enough or came != asked:
-                # One that gives more than was asked for has given all there is.
-                break
-            asked = 2 * _room_for(lines)
-            if await client.begin_body(uid, first=taken, length=asked) > asked:
-                raise Malformed("more of a message than the part that was asked for")
-        await self._send(held + encoder.finish())
 
     # ---------------------------------------------------------------- the end
 
@@ -614,7 +452,7 @@ class Pop3Session:
         finally:
             with trio.CancelScope(shield=True):
                 await self._backend.logout()
-        raise _Over(Side.CLIENT, "logged_out")
+        raise Over(Side.CLIENT, "logged_out")
 
     async def _remember(self) -> None:
         """Keep what was learnt, which makes later sessions faster and their sizes exact, and nothing depends on."""
@@ -624,19 +462,6 @@ class Pop3Session:
         if measured or self._maildrop.count < self._maildrop.total:
             with suppress(StoreFailed), trio.move_on_after(REMEMBER_SECONDS, shield=True):
                 await self._opened.remember(self._memories)
-
-
-async def _has_utf8_header(client: ImapClient, uid: int) -> bool:
-    await client.begin_body(uid, b"HEADER")
-    found = False
-    while (piece := await client.next_piece()) is not None:
-        found = found or not bytes(piece).isascii()
-    return found
-
-
-def _room_for(lines: int) -> int:
-    """Return how many bytes of a message a TOP of so many lines asks for first."""
-    return TOP_BEGINS + min(lines, 1 << 20) * TOP_LINE
 
 
 _COMMANDS: Final[dict[str, Callable[[Pop3Session, Pop3Command], Awaitable[bool]]]] = {

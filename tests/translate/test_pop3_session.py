@@ -10,7 +10,8 @@ import trio.testing
 
 from mailgate.model import End, Protocol, Side
 from mailgate.observe.trace import Tracer
-from mailgate.translate.pop3_session import BAD_COMMANDS, REPLIES_HELD
+from mailgate.translate.pop3_client import REPLIES_HELD
+from mailgate.translate.pop3_session import BAD_COMMANDS
 from tests.session.conftest import TraceDouble
 from tests.translate.sessions import World, on_stage, played, whole
 

@@ -9,7 +9,7 @@ import trio
 import trio.testing
 
 from mailgate.model import End, Side
-from mailgate.translate.pop3_session import KEEP_ALIVE_SECONDS
+from mailgate.translate.pop3_client import KEEP_ALIVE_SECONDS
 from tests.translate.sessions import SELECTED, World, on_stage, played, whole
 
 # -------------------------------------------------------------------- time

@@ -7,7 +7,7 @@ import trio
 import trio.testing
 
 from mailgate.model import End, Side
-from mailgate.translate import pop3_session
+from mailgate.translate import pop3_message
 from tests.translate.sessions import World, leaving, on_stage, played, whole
 
 # -------------------------------------------------------------------- messages
@@ -304,8 +304,8 @@ async def test_more_lines_than_there_are(autojump_clock: object) -> None:
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let requests of TOP be small."""
-    monkeypatch.setattr(pop3_session, "TOP_BEGINS", 4)
-    monkeypatch.setattr(pop3_session, "TOP_LINE", 2)
+    monkeypatch.setattr(pop3_message, "TOP_BEGINS", 4)
+    monkeypatch.setattr(pop3_message, "TOP_LINE", 2)
 
 
 @pytest.mark.usefixtures("short")
@@ -395,3 +395,34 @@ async def test_a_message_that_goes_between_later_requests_is_not_ended(autojump_
         closed: client
     """)
     assert world.end == End(Side.SERVER, "mailbox_refused")
+
+
+@pytest.mark.usefixtures("short")
+async def test_a_server_that_gives_more_than_the_part_that_was_asked_for(autojump_clock: object) -> None:
+    await played("""
+        C: TOP 2 1
+        G: m1 UID FETCH 12 (UID BODY.PEEK[]<0.6>)
+        U: * 1 FETCH (UID 12 BODY[]<0> {6}\\r\\nA: lon)
+        U: m1 OK done
+        G: m2 UID FETCH 12 (UID BODY.PEEK[]<6.12>)
+        U: * 1 FETCH (UID 12 BODY[] {19}\\r\\nA: long\\r\\n\\r\\n1234567\\n)
+        S: -ERR [SYS/TEMP] <*>
+    """)
+
+
+@pytest.mark.usefixtures("short")
+async def test_a_server_that_gives_all_where_a_part_was_asked_for(autojump_clock: object) -> None:
+    await played("""
+        C: TOP 2 9
+        G: m1 UID FETCH 12 (UID BODY.PEEK[]<0.22>)
+        U: * 1 FETCH (UID 12 BODY[] {25}\\r\\nA: long\\r\\n\\r\\n1\\n2\\n3\\n1234567\\n)
+        U: m1 OK done
+        S: +OK Top of message
+        S: A: long
+        S:
+        S: 1
+        S: 2
+        S: 3
+        S: 1234567
+        S: .
+    """)
