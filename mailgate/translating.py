@@ -37,6 +37,12 @@ CAPABILITIES: Final = ("TOP", "UIDL", "UTF8", "LANG", "PIPELINING", "RESP-CODES"
 FOLDER_LIMIT: Final = 255
 """Octets of a mailbox that a client names: more than servers take, and little enough for any command's line."""
 
+LIMITED_SECONDS: Final = 60.0
+"""How long a server that limits or throttles a user is not asked again for that user: asking makes it worse."""
+
+_LIMITED: Final = b"\0limited "
+"""What stands before the owner's name in the table of times, where names have no NUL."""
+
 NEVER: Final = "EXPIRE NEVER"
 """Retention (RFC 2449 §6.7): the gateway deletes nothing unasked, and what was shown once is shown from then on."""
 
@@ -109,6 +115,9 @@ class Translating:
         else:
             return NO_SUCH_FOLDER
         owner = owner_of(policy.realm, user)
+        if left := self._delays.remaining(_LIMITED + owner, LIMITED_SECONDS):
+            self._emit(LimitStruck(session, "server_limit", "deny", left))
+            return refusal_for(Refused("NO", "LIMIT", ""), login_delay=policy.login_delay > 0)
         holder: list[Pop3Session] = []
         redial = functools.partial(self._client, dial, policy, login.utf8)
         client = await redial()
@@ -136,6 +145,8 @@ class Translating:
                 memories = self._store.of(owner)
                 found = await open_maildrop(client, policy, memories, folders, time.time())
             except MailgateError as error:
+                if isinstance(error, Refused) and error.code in ("LIMIT", "THROTTLED"):
+                    self._delays.note(_LIMITED + owner)
                 return self._failed(session, error, policy)
             drop = found.maildrop
             self._emit(

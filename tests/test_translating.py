@@ -23,7 +23,7 @@ from mailgate.session.dialogue import SignedIn
 from mailgate.translate.imap_client import Refused
 from mailgate.translate.opening import open_maildrop
 from mailgate.translate.store_backend import StoreFailed
-from mailgate.translating import CAPABILITIES, Stores, Translating, asked_folder, split
+from mailgate.translating import CAPABILITIES, LIMITED_SECONDS, Stores, Translating, asked_folder, split
 from mailgate.workers.bus import AloneBus
 from tests.session.conftest import (
     OAUTHBEARER,
@@ -340,6 +340,7 @@ async def test_a_mailbox_that_cannot_be_opened_is_never_an_empty_one(
     async with client(machine) as world:
         await world.stage.play(f"{LOGIN}\nS: -ERR {reply}")
         assert [wire.closed for wire in machine.wires] == [True]
+        machine.clock.now += LIMITED_SECONDS
         # The connection goes on, and so may the next try.
         await world.stage.play("C: USER joe\nS: +OK <*>\nC: PASS secret\nS: +OK Logged in\nC: STAT\nS: +OK 3 81")
     told = [event for event in world.stage.events if isinstance(event, UpstreamRefused)]
@@ -359,6 +360,22 @@ async def test_a_servers_limit_is_a_login_delay_where_there_is_one(autojump_cloc
     machine.store.faults[1] = "no"
     async with client(machine) as world:
         await world.stage.play(f"{LOGIN}\nS: -ERR [LOGIN-DELAY] Too much was asked of the mail server, wait.")
+
+
+async def test_a_server_that_limits_a_user_is_left_alone_for_a_minute(autojump_clock: object) -> None:
+    machine = Machine()
+    machine.store.faults[1] = "no"
+    refused = f"{LOGIN}\nS: -ERR [SYS/TEMP] Too much was asked of the mail server, wait."
+    async with client(machine) as world:
+        await world.stage.play(refused)
+    machine.clock.now += 59
+    async with client(machine) as world:
+        await world.stage.play(refused)
+        assert len(machine.wires) == 1
+    assert "LimitStruck(server_limit deny)" in world.told
+    machine.clock.now += 1
+    async with client(machine) as world:
+        await world.stage.play(IN)
 
 
 async def test_a_login_that_comes_too_soon(autojump_clock: object) -> None:

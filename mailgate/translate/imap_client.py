@@ -210,6 +210,23 @@ class ImapClient(ImapBodies):
         await self.command(command, take=take)
         return found[0] if found else None
 
+    async def knows(self, folder: bytes) -> bool:
+        """Return whether the server lists a mailbox, or will not tell. Raises ValueError for what is no name."""
+        first, *others = self._mailbox(folder)
+        found: set[bytes] = set()
+
+        def take(event: Event) -> None:
+            mailbox = listed(event) if isinstance(event, Response) else None
+            if mailbox is not None and mailbox.selectable:
+                found.add(mailbox.name)
+
+        try:
+            await self.command(b'LIST ""' + first, *others, take=take)
+        except Refused:
+            return True
+        # In a pattern % and * stand for others too.
+        return (mailbox_name.to_text(folder).encode("utf-8") if self.utf8 else folder) in found
+
     async def create(self, folder: bytes | str) -> None:
         """Make a mailbox. Raises Refused, ValueError."""
         first, *others = self._mailbox(folder)

@@ -16,7 +16,7 @@ from typing import Final
 import trio
 
 from mailgate.config.pop3 import Pop3Policy
-from mailgate.translate.imap_client import ImapClient, Selected, Vanished
+from mailgate.translate.imap_client import ImapClient, Refused, Selected, Vanished
 from mailgate.translate.maildrop import FolderView, Maildrop
 from mailgate.translate.memory import FolderMemory, Snapshot, bound_template
 from mailgate.translate.refusals import refusal_for
@@ -151,7 +151,7 @@ class _Opening:
         client, settings = self._client, self._settings
         # What is remembered is older than what the server says next, so that a lower UIDNEXT means a server set back.
         stored = await self._memories.load(memory_key(self._name))
-        selected = await client.select(self._name, read_only=settings.read_only)
+        selected = await self._select()
         template, notes = template_for(client, selected, settings.uidl)
         memory = stored if stored is not None else FolderMemory(selected.uidvalidity)
         stale = not selected.uids_sticky or memory.uidvalidity != selected.uidvalidity
@@ -191,6 +191,16 @@ class _Opening:
         if changed or settings.size == "exact":
             folder.memory = await self._memories.save(folder.key, folder.memory)
         return folder
+
+    async def _select(self) -> Selected:
+        """Open the mailbox. Raises Refused, with NONEXISTENT where the server only says NO and lists no such one."""
+        client = self._client
+        try:
+            return await client.select(self._name, read_only=self._settings.read_only)
+        except Refused as refused:
+            if refused.status != "NO" or refused.code or await client.knows(self._name):
+                raise
+            raise Refused(refused.status, "NONEXISTENT", refused.text) from refused
 
     def _wanted(self, template: Template, memory: FolderMemory) -> frozenset[str]:
         """Return what to ask of every message: for its UIDL, and to find those again that had one."""

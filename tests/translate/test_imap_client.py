@@ -602,5 +602,20 @@ async def test_there_may_be_no_trash() -> None:
     assert await playing(script, lambda client: client.special_use("\\Trash")) is None
 
 
+@pytest.mark.parametrize(
+    ("answer", "there"),
+    [
+        ('U: * LIST () "/" a*\nU: m1 OK done', True),
+        ('U: * LIST () "/" ab\nU: m1 OK done', False),
+        ('U: * LIST (\\x5cNoselect) "/" a*\nU: m1 OK done', False),
+        ("U: m1 OK done", False),
+        ("U: m1 NO never", True),
+    ],
+)
+async def test_a_mailbox_may_be_missing(answer: str, there: bool) -> None:
+    script = f'G: m1 LIST "" "a*"\n{answer}'
+    assert await playing(script, lambda client: client.knows(b"a*")) is there
+
+
 async def test_a_mailbox_is_made() -> None:
     await playing('G: m1 CREATE "Gel&APY-scht"\nU: m1 OK done', lambda client: client.create("Gelöscht"))

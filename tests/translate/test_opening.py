@@ -389,6 +389,24 @@ async def test_every_failure_is_an_error(command: str, answer: str) -> None:
         assert found.maildrop.total
 
 
+@pytest.mark.parametrize(
+    ("said", "listed", "code"),
+    [
+        ("NO there is none", "OK done", "NONEXISTENT"),
+        ("NO there is none", "NO never", ""),
+        ("NO [NOPERM] x", "OK done", "NOPERM"),
+    ],
+)
+async def test_a_mailbox_that_is_not_there_is_told_from_one_that_cannot_be_had(
+    said: str, listed: str, code: str
+) -> None:
+    server = filled(1)
+    server.refuse = {"SELECT": said, "LIST": listed}
+    with pytest.raises(Refused) as caught:
+        await opened(server, Kept())
+    assert caught.value.code == code
+
+
 async def test_a_store_that_fails_is_an_error() -> None:
     class Failing(Kept):
         async def save(self, folder: bytes, memory: FolderMemory) -> FolderMemory:
