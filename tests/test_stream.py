@@ -26,6 +26,7 @@ from mailgate.stream import (
     ByteStream,
     SocketStream,
     TrioStream,
+    acknowledge_at_once,
     burst_buffer,
     keep_alive,
     probe_seconds,
@@ -410,10 +411,13 @@ async def test_options_of_a_connection() -> None:
     options = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
     assert [near.getsockopt(tcp, option) for option in options] == [100, 20, 3]
     assert near.getblocking() is False
+    acknowledge_at_once(near)
+    assert near.getsockopt(tcp, socket.TCP_QUICKACK) == 1
     stream.abort()
     far.close()
     unix, other = socket.socketpair()
     keep_alive(unix)
+    acknowledge_at_once(unix)
     unix.close()
     other.close()
 

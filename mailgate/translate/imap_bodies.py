@@ -74,13 +74,20 @@ class ImapBodies(ImapConnection):
         # whether the response has still to say whose it is.
         self._ahead: deque[_Asked] = deque()
         self._body: _Asked | None = None
+        # The body of the first of them that has begun already.
+        self._begun: BodyBegins | None = None
         self._inline = b""
         self._unnamed = False
 
     @property
     def idle(self) -> bool:
         """See :class:`ImapConnection`."""
-        return self._body is None and not self._ahead
+        return self._body is None and not self._ahead and not self.owed
+
+    @property
+    def ahead(self) -> int:
+        """How many bodies were asked for and not begun."""
+        return len(self._ahead)
 
     def ask_body(self, uid: int, section: bytes = b"", first: int | None = None, length: int | None = None) -> None:
         """Have a section of a message asked for ahead, with what is sent next; :meth:`begin_body` takes its answer.
@@ -111,6 +118,7 @@ class ImapBodies(ImapConnection):
         Raises Vanished where the server has none: it answers OK without the message, NIL or, for what cannot be empty,
         an empty string (Exchange, Gmail), or NO with a code that tells of no other trouble. Raises Refused.
         """
+        self.begins()
         await self.skip_body()
         body = _Body(uid, section, first, length)
         if not any(asked.body == body for asked in self._ahead):
@@ -125,6 +133,10 @@ class ImapBodies(ImapConnection):
         asked = self._ahead.popleft()
         self._inline = b""
         self.receiver.streams = True
+        if self._begun is not None:
+            begun, self._begun = self._begun, None
+            self._body, self._unnamed = asked, False
+            return begun.size
         while True:
             event = await self.next_event(asked.tag)
             if isinstance(event, BodyBegins):
@@ -182,11 +194,7 @@ class ImapBodies(ImapConnection):
         return bytes(whole)
 
     async def _skip_body_of(self, event: BodyBegins) -> None:
-        """Drop a body that is not the one that is waited for; if it was asked for it has to be asked for again.
-
-        Dovecot says what it has to say of removed messages at the end of a command, and that it puts off while it has
-        another to execute: the next body comes before the tagged response of the one before.
-        """
+        """Drop a body that is not the one that is waited for; if it was asked for it has to be asked for again."""
         self._inline = b""
         for asked in self._ahead:
             if asked.body.uid == event.uid:
@@ -210,16 +218,28 @@ class ImapBodies(ImapConnection):
         if receiver.left:
             return receiver.piece() or receiver.pass_on(await self.receive())
         self._body = None
-        accepted(await self._body_ends(asked))
+        response = await self._body_ends(asked)
+        if response is not None:
+            accepted(response)
         return None
 
-    async def _body_ends(self, asked: _Asked) -> Response:
-        """Return the tagged response behind a body."""
+    async def _body_ends(self, asked: _Asked) -> Response | None:
+        """Return the tagged response behind a body; None if the next one begins before it, which is noted.
+
+        Dovecot says what it has to say of removed messages at the end of a command, and puts that and the tagged
+        response off while it has another to execute. What it does next tells that it has done what was before.
+        """
+        whole = False
         while True:
             event = await self.next_event(asked.tag)
             if isinstance(event, BodyBegins):
+                if whole and self._is_next(event):
+                    self.owed.append(asked.tag)
+                    self._begun = event
+                    return None
                 await self._skip_body_of(event)
             elif isinstance(event, Fetched):
+                whole = True
                 self._drop_inline(event)
                 if self._unnamed and event.uid not in (None, asked.body.uid):
                     self.alive = False
@@ -227,6 +247,18 @@ class ImapBodies(ImapConnection):
                 self._unnamed = False
             elif isinstance(event, Response) and event.tag == asked.tag:
                 return event
+
+    def _is_next(self, event: BodyBegins) -> bool:
+        """Whether this is the body that was asked for next, beyond doubt."""
+        if not self._ahead or not self._ahead[0].sent or self._ahead[0].dropped:
+            return False
+        body = self._ahead[0].body
+        return (
+            event.uid == body.uid
+            and _kind(event.section) == _kind(body.section)
+            and event.size > 0
+            and event.size not in _PLACEHOLDERS
+        )
 
     async def _skip(self) -> None:
         """Drop the literal under way."""
@@ -237,6 +269,7 @@ class ImapBodies(ImapConnection):
 
     async def _drop(self, asked: _Asked) -> None:
         """Receive the answer to a body asked for and drop it."""
+        self._begun = None
         if asked.sent:
             self.receiver.streams = True
             await self._skip()
@@ -251,10 +284,13 @@ class ImapBodies(ImapConnection):
 
     async def settle(self) -> None:
         """Drop everything that was asked for and not taken; see :class:`ImapConnection`."""
+        self.begins()
         await self.skip_body()
         while self._ahead:
             await self._drop(self._ahead.popleft())
         self.receiver.streams = False
+        while self.owed:
+            await self.until(self.owed.pop())
 
 
 def _kind(section: bytes) -> bytes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import socket
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -143,6 +144,8 @@ class ImapConnection:
         self.utf8 = False
         self.selected: Selected | None = None
         self.opening: Opening | None = None
+        # Tags of commands that were carried out, and whose tagged responses are still to come.
+        self.owed: deque[bytes] = deque()
         self.receiver = FetchReceiver()
         self.receiver.receive(residual)
         self._stream = stream
@@ -206,6 +209,10 @@ class ImapConnection:
         self.alive = True
         return self._view[:count]
 
+    def begins(self) -> None:
+        """Note that what is waited for from now on may take its time, however long ago it was asked for."""
+        self._patience = trio.current_time() + COMMAND_SECONDS
+
     async def next_event(self, tag: bytes, rows: OverviewRows | None = None) -> Event:
         """Return the next event while ``tag`` is answered; what the server says of its own accord is noticed.
 
@@ -218,9 +225,12 @@ class ImapConnection:
                     # There are so many at most, so that this is progress.
                     self._patience = trio.current_time() + COMMAND_SECONDS
                 event = receiver.next()
-                if event is not None:
+                if event is None:
+                    receiver.receive(await self.receive())
+                elif isinstance(event, Response) and event.tag in self.owed:
+                    self._settled(event)
+                else:
                     break
-                receiver.receive(await self.receive())
             if isinstance(event, Response):
                 self._notice(event, tag)
             elif rows is not None and isinstance(event, Fetched):
@@ -237,6 +247,16 @@ class ImapConnection:
             self.alive = False
             raise
         return event
+
+    def _settled(self, response: Response) -> None:
+        """Take a tagged response that was owed.
+
+        Raises UpstreamLost for a NO: what was taken for done is given to a client by then, and a server that is in such
+        trouble is not asked on.
+        """
+        self.owed.remove(response.tag)
+        if response.status != "OK":
+            raise UpstreamLost(f"the server says {response.status} to what it has done")
 
     def _notice(self, response: Response, tag: bytes) -> None:
         """Take what a response says of the mailbox and the connection.

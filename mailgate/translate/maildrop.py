@@ -25,6 +25,10 @@ class Uidls(Protocol):
 
     def __getitem__(self, index: int, /) -> bytes: ...
 
+    def among(self, indexes: Sequence[int], /) -> Sequence[bytes]:
+        """Return those of some places, in their order."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class FolderView:
@@ -151,15 +155,19 @@ class Maildrop:
 
         A deletion in the meantime holds for blocks that were not taken yet.
         """
-        for start in range(0, len(self._uids), LINES):
-            numbers: Sequence[int] = range(start + 1, min(start + LINES, len(self._uids)) + 1)
-            if self.count < len(self._uids):
+        total = len(self._uids)
+        for start in range(0, total, LINES):
+            numbers: Sequence[int] = range(start + 1, min(start + LINES, total) + 1)
+            places = self._order[start : start + LINES]
+            if self.count < total:
                 numbers = list(filter(self.present, numbers))
+                places = [self._order[number - 1] for number in numbers]
             if not numbers:
                 continue
-            places = [self._order[number - 1] for number in numbers]
             if kind == "LIST":
-                yield _block(b"%d %d\r\n", numbers, [self._sizes[place] for place in places])
+                yield _block(b"%d %d\r\n", numbers, list(map(self._sizes.__getitem__, places)))
+            elif len(self._uidls) == 1:
+                yield _block(b"%d %b\r\n", numbers, self._uidls[0].among(places))
             else:
                 yield _block(b"%d %b\r\n", numbers, list(map(self._uidl, places)))
 

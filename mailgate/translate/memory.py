@@ -427,6 +427,10 @@ class _Mixed:
         span = self._spans[bisect_right(self._spans, uid, key=lambda span: span.first) - 1]
         return span.uidl(uid)
 
+    def among(self, indexes: Sequence[int]) -> list[bytes]:
+        """See :class:`~mailgate.translate.uidl.Uidls`."""
+        return list(map(self.__getitem__, indexes))
+
 
 def bound_template(template: Template, uidvalidity: int, folder: bytes, prefix: bytes = b"") -> Template:
     """Return a template of UIDs for one folder; the prefix is left out where the template names folders itself."""

@@ -17,10 +17,8 @@ TOP_LINE: Final = 100
 
 async def begin_message(client: ImapClient, uid: int, lines: int | None) -> None:
     """Ask for a message, or for its header and some lines; raises ClientError, Vanished among them."""
-    if lines is None:
-        await client.begin_body(uid)
-    elif lines == 0:
-        await client.begin_body(uid, b"HEADER")
+    if not lines:
+        await client.begin_body(uid, section_of(lines))
     else:
         await client.begin_body(uid, first=0, length=room_for(lines))
 
@@ -68,6 +66,11 @@ async def has_utf8_header(client: ImapClient, uid: int) -> bool:
     while (piece := await client.next_piece()) is not None:
         found = found or not bytes(piece).isascii()
     return found
+
+
+def section_of(lines: int | None) -> bytes:
+    """Return what of a message RETR, for which ``lines`` is None, or a TOP of no lines asks for."""
+    return b"" if lines is None else b"HEADER"
 
 
 def room_for(lines: int) -> int:

@@ -232,6 +232,10 @@ class Template:
                 text += b"([0-9]+)" if part.spec.endswith(b"d") else b"([0-9a-fA-F]+)"
         return re.compile(text)
 
+    def of_uids(self, uids: Sequence[int]) -> list[bytes]:
+        """Return the UIDLs of many UIDs, formatted at once; the template must be a bound one."""
+        return (b"%b\n" % self._of_uid * len(uids) % tuple(uids)).split()
+
     def uid_of(self, uidl: bytes) -> int | None:
         """Return the UID whose UIDL this is, None where it is of none; the template must be a bound one."""
         found = self._pattern.fullmatch(uidl)
@@ -402,6 +406,10 @@ class Uidls(Protocol):
 
     def __getitem__(self, index: int, /) -> bytes: ...
 
+    def among(self, indexes: Sequence[int], /) -> Sequence[bytes]:
+        """Return those of some indexes, in their order."""
+        ...
+
 
 class Rendered:
     """The UIDLs of messages whose template needs nothing but UIDs: made when asked for.
@@ -409,17 +417,21 @@ class Rendered:
     ``uids`` is held, not copied.
     """
 
-    __slots__ = ("_of_uid", "_uids")
+    __slots__ = ("_template", "_uids")
 
     def __init__(self, template: Template, uids: Sequence[int], uidvalidity: int, prefix: bytes = b"") -> None:
-        self._of_uid = template.bound(uidvalidity, prefix).of_uid
+        self._template = template.bound(uidvalidity, prefix)
         self._uids = uids
 
     def __len__(self) -> int:
         return len(self._uids)
 
     def __getitem__(self, index: int) -> bytes:
-        return self._of_uid(self._uids[index])
+        return self._template.of_uid(self._uids[index])
+
+    def among(self, indexes: Sequence[int]) -> list[bytes]:
+        """See :class:`Uidls`."""
+        return self._template.of_uids(list(map(self._uids.__getitem__, indexes)))
 
 
 class Stored:
@@ -444,6 +456,10 @@ class Stored:
             raise IndexError(index)
         index %= len(self)
         return self.blob[self.offsets[index] : self.offsets[index + 1]]
+
+    def among(self, indexes: Sequence[int]) -> list[bytes]:
+        """See :class:`Uidls`."""
+        return list(map(self.__getitem__, indexes))
 
     def plus(self, other: Stored) -> Stored:
         """Return these and the others behind them."""

@@ -7,6 +7,7 @@ from typing import Final
 
 from mailgate.errors import UpstreamFailed
 from mailgate.model import Failure, Login, Mechanism, Protocol
+from mailgate.stream import acknowledge_at_once
 from mailgate.upstream.leg import CHALLENGES, SignedIn, UpstreamLeg
 from mailgate.wire import sasl
 from mailgate.wire.pop3 import COMMAND_LIMIT, Reply, ReplyReceiver
@@ -112,6 +113,8 @@ class Pop3Leg(UpstreamLeg):
         password = b"PASS %b\r\n" % login.secret.reveal()
         if "PIPELINING" in self.capabilities:
             await self.send(user + password, "login")
+            # Dovecot's second answer waits until its first is acknowledged, which the kernel puts off for 40 ms.
+            acknowledge_at_once(self.stream.socket)
             reply = await self._next()
             # What follows a refused USER is the answer to a PASS that could not be right.
             return await self._next() if reply.ok else reply

@@ -27,6 +27,7 @@ from mailgate.translate.memory import FolderMemory
 from mailgate.translate.opening import Opened, OpenFolder
 from mailgate.translate.pop3_session import Pop3Session
 from mailgate.translate.store_backend import StoreFailed
+from mailgate.translate.uidl import Stored
 from tests.support.dialogue import Stage
 
 CAPABILITIES = frozenset({"IMAP4REV1", "UIDPLUS", "MOVE"})
@@ -94,7 +95,7 @@ class World:
         views, opened = [], []
         for place, name in enumerate(folders):
             uids = array("I", [10 + number + 10 * place for number in range(1, len(sizes) + 1)])
-            views.append(FolderView(uids, array("Q", sizes), [b"u%d" % uid for uid in uids]))
+            views.append(FolderView(uids, array("Q", sizes), Stored.of([b"u%d" % uid for uid in uids])))
             opened.append(OpenFolder(name, a_mailbox(), FolderMemory(7), (), uids))
         self.drop = Maildrop.of(views)
         self.opened = Opened(self.drop, tuple(opened))

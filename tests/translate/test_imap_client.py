@@ -368,14 +368,63 @@ async def test_a_body_that_comes_before_the_answer_it_was_asked_behind(early: st
     assert await playing(script, use) == b"33"
 
 
-async def test_a_body_that_comes_before_the_end_of_another() -> None:
+async def test_bodies_that_come_before_the_ends_of_those_before_them(size: int) -> None:
+    async def use(client: ImapClient) -> list[bytes]:
+        for uid in (2, 3, 4, 5):
+            client.ask_body(uid)
+        found = [await body_of(client, 2), await body_of(client, 3)]
+        assert client.ahead == 2
+        assert not client.idle
+        found.append(await body_of(client, 5))
+        await client.noop()
+        assert client.idle
+        return found
+
+    # Dovecot's way with commands that it has before it answered.
+    script = "G: m1 <*>\nG: m2 <*>\nG: m3 <*>\nG: m4 <*>\n"
+    script += "".join(f"U: * {uid} FETCH (UID {uid} BODY[] {{1}}\nU: {uid})\n" for uid in (2, 3, 4, 5))
+    script += "U: m1 OK\nU: m2 OK\nU: m3 OK\nU: m4 OK\nG: m5 NOOP\nU: m5 OK"
+    assert await playing(script, use, size=size) == [b"2", b"3", b"5"]
+
+
+async def test_another_command_waits_for_the_answers_that_are_owed(size: int) -> None:
+    async def use(client: ImapClient) -> None:
+        for uid in (2, 3, 4):
+            client.ask_body(uid)
+        await body_of(client, 2)
+        await client.noop()
+        assert client.ahead == 0
+
+    script = "G: m1 <*>\nG: m2 <*>\nG: m3 <*>\n"
+    script += "".join(f"U: * {uid} FETCH (UID {uid} BODY[] {{1}}\nU: {uid})\n" for uid in (2, 3, 4))
+    script += "U: m1 OK\nU: m2 OK\nU: m3 OK\nG: m4 NOOP\nU: m4 OK"
+    await playing(script, use, size=size)
+
+
+async def test_a_no_that_comes_after_the_message_was_taken_for_whole() -> None:
+    async def use(client: ImapClient) -> None:
+        client.ask_body(2)
+        client.ask_body(3)
+        assert await body_of(client, 2) == b"2"
+        with pytest.raises(UpstreamLost):
+            await body_of(client, 3)
+        assert not client.alive
+
+    script = "G: m1 <*>\nG: m2 <*>\nU: * 2 FETCH (UID 2 BODY[] {1}\nU: 2)\nU: * 3 FETCH (UID 3 BODY[] {1}\nU: 3)\n"
+    await playing(script + "U: m1 NO [SERVERBUG] x", use)
+
+
+@pytest.mark.parametrize("early", ["* 4 FETCH (UID 4 BODY[] {1}\nU: 4)", "* 3 FETCH (UID 3 BODY[HEADER] {1}\nU: 3)"])
+async def test_a_body_that_nobody_waits_for_does_not_end_another(early: str) -> None:
     async def use(client: ImapClient) -> list[bytes]:
         client.ask_body(2)
         client.ask_body(3)
         return [await body_of(client, 2), await body_of(client, 3)]
 
-    script = "G: m1 <*>\nG: m2 <*>\nU: * 2 FETCH (UID 2 BODY[] {1}\nU: 2)\nU: * 3 FETCH (UID 3 BODY[] {1}\nU: 3)\n"
-    script += "U: m1 OK\nU: m2 OK\nG: m3 UID FETCH 3 <*>\nU: * 3 FETCH (UID 3 BODY[] {1}\nU: 3)\nU: m3 OK"
+    script = f"G: m1 <*>\nG: m2 <*>\nU: * 2 FETCH (UID 2 BODY[] {{1}}\nU: 2)\nU: {early}\nU: m1 OK\n"
+    script += "U: * 3 FETCH (UID 3 BODY[] {1}\nU: 3)\nU: m2 OK"
+    if "HEADER" in early:
+        script += "\nG: m3 UID FETCH 3 <*>\nU: * 3 FETCH (UID 3 BODY[] {1}\nU: 3)\nU: m3 OK"
     assert await playing(script, use) == [b"2", b"3"]
 
 

@@ -28,6 +28,9 @@ class Template:
     def __getitem__(self, index: int) -> bytes:
         return b"%08x%08x" % (self.uids[index], self.uidvalidity)
 
+    def among(self, indexes: Sequence[int]) -> list[bytes]:
+        return [self[index] for index in indexes]
+
 
 class Blob:
     """UIDLs of 32 octets that no template makes, one behind the other."""
@@ -38,6 +41,9 @@ class Blob:
 
     def __getitem__(self, index: int) -> bytes:
         return self.blob[self.offsets[index] : self.offsets[index + 1]]
+
+    def among(self, indexes: Sequence[int]) -> list[bytes]:
+        return [self[index] for index in indexes]
 
 
 def view(*messages: tuple[int, int], uidvalidity: int = 7) -> FolderView:

@@ -25,6 +25,7 @@ def bound(text: str, uidvalidity: int = 7, prefix: bytes = b"") -> Template:
 def seen(memory: FolderMemory, *uids: int) -> list[bytes]:
     uidls = memory.uidls(array("I", uids))
     assert len(uidls) == len(uids)
+    assert uidls.among(range(len(uids))) == [uidls[index] for index in range(len(uids))]
     return [uidls[index] for index in range(len(uidls))]
 
 

@@ -101,6 +101,22 @@ async def test_delete_between_two_messages_costs_what_was_asked_ahead_once(autoj
     )
 
 
+async def test_the_longer_the_row_the_more_is_asked_ahead(autojump_clock: object) -> None:
+    world = World(sizes=[10, 10, 10, 10, 10, AHEAD_LIMIT, 10, 10])
+    async with on_stage(world):
+        play = world.stage.play
+        await play(f"C: RETR 1\n{whole('a~', 11, 'm1')}\nG: m2 UID FETCH 12 <*>\nS: +OK <*>\nS: a\nS: .")
+        await play("C: RETR 2\nU: * 2 FETCH (UID 12 BODY[] {1}")
+        # As many as fit beside each other.
+        await play("".join(f"G: m{tag} UID FETCH {tag + 10} <*>\n" for tag in (3, 4, 5)))
+        await play("U: b)\\r\\n* 3 FETCH (UID 13 BODY[] {1}\\r\\nc)\nS: +OK <*>\nS: b\nS: .")
+        await play("C: RETR 3\nU: * 4 FETCH (UID 14 BODY[] {1}\\r\\nd)\\r\\n* 5 FETCH (UID 15 BODY[] {1}\\r\\ne)")
+        await play("S: +OK <*>\nS: c\nS: .\nC: RETR 4\nS: +OK <*>\nS: d\nS: .\nsilent: upstream")
+        # The next is not asked for before there is room, and the last of a row ends with what was put off.
+        await play("wait: 400\nC: RETR 5\nG: m6 UID FETCH 16 <*>\nsilent: client")
+        await play("U: m2 OK\\r\\nm3 OK\\r\\nm4 OK\\r\\nm5 OK\nS: +OK <*>\nS: e\nS: .")
+
+
 @pytest.mark.parametrize("never", ["large", "deleted", "strict", "another folder"])
 async def test_what_is_not_asked_ahead(autojump_clock: object, never: str) -> None:
     world = {

@@ -126,6 +126,8 @@ def test_uidls_of_uids_are_valid_unique_and_tell_the_uid(
     template = Template.parse(text)
     rendered = Rendered(template, array("I", uids), uidvalidity, prefix)
     uidls = [rendered[index] for index in range(len(rendered))]
+    assert rendered.among(range(len(rendered))) == uidls
+    assert rendered.among([0]) == uidls[:1]
     assert len(set(uidls)) == len(uids)
     assert all(is_valid(uidl) and len(uidl) <= LONGEST_OF_UID + len(prefix) for uidl in uidls)
     bound = template.bound(uidvalidity, prefix)
