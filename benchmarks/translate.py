@@ -2,9 +2,10 @@
 
 Dovecot's own POP3 (``dovecot``), mailgate's proxy in front of it (``proxy``), and mailgate that speaks POP3 to the
 client and IMAP to Dovecot (``translated``). Three things are measured, the ways in turn in every round: opening a
-mailbox of many messages, which is login, STAT, UIDL, LIST and QUIT; RETR of large messages; and RETR of many small ones
-with a server some way off, once in order, so that the next message can be asked for ahead, and once out of order. All
-connections are without TLS, which would cost every way the same.
+mailbox of many messages, which is login, STAT, UIDL, LIST and QUIT, by a gateway without and by one with a store that
+remembers the mailbox; RETR of large messages; and RETR of many small ones with a server some way off, once in order,
+so that the next ones can be asked for ahead, and once out of order. All connections are without TLS, which would cost
+every way the same.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import trustme
 
@@ -160,13 +162,17 @@ def walked(port: int, amounts: Amounts, *, in_order: bool) -> int:
     return len(numbers)
 
 
+Place = Literal["near", "far", "kept"]
+"""Whether the server is near or far, or near and what was in the mailbox is remembered."""
+
+
 @dataclass(frozen=True)
 class Job:
-    """Something that is measured: what a client does, whether the server is far, and how figures are told."""
+    """Something that is measured: what a client does, by which gateway and how far a server, how figures are told."""
 
     title: str
     run: Callable[[int, Amounts], int]
-    far: bool
+    place: Place
     unit: float
     """What the client returns is divided by it; CPU is told for one of these."""
     cpu: str
@@ -174,25 +180,25 @@ class Job:
 
 
 JOBS = {
-    "open": Job("Opening, and QUIT", opened, False, 0.0, "CPU-ms of {}", "seconds"),
-    "retr": Job("RETR of large messages", retrieved, False, 1e9, "CPU-s of {} per GB", "MB/s"),
+    "open": Job("Opening, and QUIT", opened, "near", 0.0, "CPU-ms of {}", "seconds"),
+    "again": Job("Opening what is remembered, and QUIT", opened, "kept", 0.0, "CPU-ms of {}", "seconds"),
+    "retr": Job("RETR of large messages", retrieved, "near", 1e9, "CPU-s of {} per GB", "MB/s"),
     "ahead": Job(
-        "RETR 1, 2, 3 …, far", lambda p, a: walked(p, a, in_order=True), True, 1.0, "CPU-ms of {} each", "ms each"
+        "RETR 1, 2, 3 …, far", lambda p, a: walked(p, a, in_order=True), "far", 1.0, "CPU-ms of {} each", "ms each"
     ),
     "jumping": Job(
-        "RETR out of order, far", lambda p, a: walked(p, a, in_order=False), True, 1.0, "CPU-ms of {} each", "ms each"
+        "RETR out of order, far", lambda p, a: walked(p, a, in_order=False), "far", 1.0, "CPU-ms of {} each", "ms each"
     ),
 }
 
 
 @dataclass(frozen=True)
 class Yard:
-    """What runs: Dovecot, mailgate, and the ports of all ways, near and far."""
+    """What runs: Dovecot, and for each place mailgate and the ports of all ways."""
 
     server: Dovecot
-    gateway: Program
-    near: dict[str, int]
-    far: dict[str, int]
+    gateways: dict[Place, Program]
+    ports: dict[Place, dict[str, int]]
 
 
 def fill(server: Dovecot, user: str, count: int, mail: bytes) -> None:
@@ -250,11 +256,22 @@ def yard(folder: Path, amounts: Amounts) -> Iterator[Yard]:
             for name, (protocol, port) in servers.items()
         )
         gateway = stack.enter_context(mailgate(folder, config, list(ports.values())))
+        remembering = folder / "remembering"
+        remembering.mkdir()
+        kept = free_ports(2)
+        config = f'{CONFIG}[pop3.store]\npath = "{remembering}/pop3.sqlite"\n' + "".join(
+            WAY.format(name=name, port=port, protocol=servers[name][0], server=servers[name][1])
+            for name, port in zip(("proxy", "translated"), kept, strict=True)
+        )
+        keeper = stack.enter_context(mailgate(remembering, config, kept))
         yield Yard(
             server,
-            gateway,
-            {"dovecot": server.pop3, "proxy": ports["proxy"], "translated": ports["translated"]},
-            {"dovecot": distant["pop3"], "proxy": ports["far-proxy"], "translated": ports["far-translated"]},
+            {"near": gateway, "far": gateway, "kept": keeper},
+            {
+                "near": {"dovecot": server.pop3, "proxy": ports["proxy"], "translated": ports["translated"]},
+                "far": {"dovecot": distant["pop3"], "proxy": ports["far-proxy"], "translated": ports["far-translated"]},
+                "kept": {"dovecot": server.pop3, "proxy": kept[0], "translated": kept[1]},
+            },
         )
 
 
@@ -288,17 +305,15 @@ def measured(amounts: Amounts, jobs: Sequence[str], ways: Sequence[str] = WAYS) 
 
 def one(where: Yard, job: Job, way: str, amounts: Amounts) -> dict[str, float]:
     """Do a job once by one way: seconds of the clock, and of the CPU of mailgate and of Dovecot, for one unit."""
-    before = usage.cpu_seconds(where.gateway.pid), usage.cpu_seconds(where.server.program.pid)
+    pids = where.gateways[job.place].pid, where.server.program.pid
+    before = [usage.cpu_seconds(pid) for pid in pids]
     began = time.perf_counter()
-    done = job.run((where.far if job.far else where.near)[way], amounts)
+    done = job.run(where.ports[job.place][way], amounts)
     seconds = time.perf_counter() - began
     time.sleep(SETTLE)
     units = done / job.unit if job.unit else 1.0
-    return {
-        "seconds": seconds / units,
-        "gateway_cpu": (usage.cpu_seconds(where.gateway.pid) - before[0]) / units,
-        "server_cpu": (usage.cpu_seconds(where.server.program.pid) - before[1]) / units,
-    }
+    gateway, server = ((usage.cpu_seconds(pid) - earlier) / units for pid, earlier in zip(pids, before, strict=True))
+    return {"seconds": seconds / units, "gateway_cpu": gateway, "server_cpu": server}
 
 
 def markdown(raw: Raw, amounts: Amounts) -> str:
@@ -314,7 +329,7 @@ def markdown(raw: Raw, amounts: Amounts) -> str:
         lines.append("|---|" + "---:|" * (len(WAYS) + 2))
         scale = 1.0 if name == "retr" else 1000.0
         rows = {
-            job.rate: ("seconds", 1.0 if name == "open" else scale),
+            job.rate: ("seconds", scale if job.unit else 1.0),
             job.cpu.format("mailgate"): ("gateway_cpu", scale),
             job.cpu.format("Dovecot"): ("server_cpu", scale),
         }
