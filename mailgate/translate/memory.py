@@ -13,7 +13,7 @@ from __future__ import annotations
 import struct
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import chain
@@ -27,6 +27,12 @@ GONE_KEPT: Final = 1000
 
 RETIRED_KEPT: Final = 64
 """Spans that are kept of earlier UIDVALIDITYs, for the same reason."""
+
+UID_LIMIT: Final = 0xFFFFFFFF
+"""The highest UID (RFC 9051 §2.3.1.1)."""
+
+PIECES: Final = 16
+"""Exceptions within a span up to which it comes back in pieces together with its UIDVALIDITY."""
 
 ORPHANS_KEPT: Final = 200_000
 """Exceptions that are kept of earlier UIDVALIDITYs: more than a large mailbox has messages."""
@@ -42,11 +48,15 @@ def _template(text: str) -> Template:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Messages from ``first`` to ``last`` whose UIDLs the bound template ``text`` makes."""
+    """Messages from ``first`` to ``last`` whose UIDLs the bound template ``text`` makes.
+
+    A retired one has in ``uidvalidity`` under which its UIDs would mean the same messages again, 0 where none.
+    """
 
     first: int
     last: int
     text: str
+    uidvalidity: int = 0
 
     def uidl(self, uid: int) -> bytes:
         """Return the UIDL of one of its messages."""
@@ -93,8 +103,8 @@ class FolderMemory:
 
     ``window`` is the lowest UID that was ever shown, 0 where none was: from it on all messages are shown.
     ``retired`` and ``orphans`` are spans and exceptions of earlier UIDVALIDITYs: their UIDs mean
-    nothing any more, and their UIDLs are not given to other messages. ``measured`` has exact sizes
-    by UID, in POP3's sense.
+    nothing as long as these do not come back, and their UIDLs are not given to other messages. ``measured`` has
+    exact sizes by UID, in POP3's sense.
     """
 
     uidvalidity: int
@@ -165,12 +175,12 @@ class FolderMemory:
                 self._cover(uids[start], uids[end - 1], template.text)
             start = end
 
-    def _cover(self, first: int, last: int, text: str) -> None:
-        """Add a span that overlaps none, or make that of the same template longer."""
+    def _cover(self, first: int, last: int, text: str, *, gap: int = UID_LIMIT) -> None:
+        """Add a span that overlaps none, or make that of the same template longer, over a gap of so many UIDs."""
         index = bisect_right(self.spans, first, key=lambda span: span.first)
-        if index and self.spans[index - 1].text == text:
+        if index and self.spans[index - 1].text == text and first - self.spans[index - 1].last <= gap + 1:
             self.spans[index - 1] = replace(self.spans[index - 1], last=last)
-        elif index < len(self.spans) and self.spans[index].text == text:
+        elif index < len(self.spans) and self.spans[index].text == text and self.spans[index].first - last <= gap + 1:
             self.spans[index] = replace(self.spans[index], first=first)
         else:
             self.spans.insert(index, Span(first, last, text))
@@ -252,11 +262,37 @@ class FolderMemory:
             self.exceptions = Exceptions.of(entries)
 
     def renewed(self, uidvalidity: int) -> FolderMemory:
-        """Return what stays when UIDVALIDITY has changed: no UID of it, but UIDLs that are taken and keys."""
+        """Return what stays when UIDVALIDITY has changed: no UID of it, but UIDLs that are taken and keys.
+
+        One that comes back, as after some days on a replica, has the UIDLs again that were made of its UIDs.
+        """
         lost = [*self.orphans.entries().values(), *self.exceptions.entries().values()]
         orphans = Exceptions.of(dict(enumerate(lost[-ORPHANS_KEPT:], 1)))
-        retired = [*self.retired, *self.spans][-RETIRED_KEPT:]
-        return FolderMemory(uidvalidity, retired=retired, orphans=orphans)
+        retired = [span for span in self.retired if span.uidvalidity != uidvalidity]
+        retired = list(dict.fromkeys(chain(retired, self._retiring())))
+        memory = FolderMemory(uidvalidity, retired=retired[-RETIRED_KEPT:], orphans=orphans)
+        back = [span for span in self.retired if uidvalidity and span.uidvalidity == uidvalidity]
+        for span in sorted(back, key=lambda span: (span.first, -span.last)):
+            if not memory.spans or span.first > memory.spans[-1].last:
+                memory.spans.append(replace(span, uidvalidity=0))
+        if memory.spans:
+            memory.window = memory.spans[0].first
+        return memory
+
+    def _retiring(self) -> Iterator[Span]:
+        """Give the spans as retired ones, which come back without what exceptions name: its span never showed that."""
+        for span in self.spans:
+            named = self.exceptions.uids
+            named = named[bisect_left(named, span.first) : bisect_right(named, span.last)]
+            if named:
+                yield span
+            if len(named) > PIECES:
+                continue
+            first = span.first
+            for uid in [*named, span.last + 1]:
+                if first < uid:
+                    yield replace(span, first=first, last=uid - 1, uidvalidity=self.uidvalidity)
+                first = uid + 1
 
     def carry(self, keys: Mapping[bytes, Sequence[int]]) -> None:
         """Give messages that were found again the UIDLs that they had: key → UIDs, ascending.
@@ -271,7 +307,8 @@ class FolderMemory:
         known = self.exceptions.entries()
         for key, indexes in found.items():
             for index, uid in zip(indexes, keys[key], strict=False):
-                known[uid] = entries.pop(index)
+                if all(span.uid_of(entries[index][0]) in (None, uid) for span in self.spans):
+                    known[uid] = entries.pop(index)
         self.exceptions = Exceptions.of(known)
         self.orphans = Exceptions.of(entries)
 
@@ -285,6 +322,7 @@ class FolderMemory:
         kept: list[Span] = []
         for span in self.spans:
             if span.last >= uidnext:
+                # Without its UIDVALIDITY: that is the same, and these UIDs mean other messages.
                 self.retired.append(replace(span, first=max(span.first, uidnext)))
             if span.first < uidnext:
                 kept.append(replace(span, last=min(span.last, uidnext - 1)))
@@ -313,7 +351,7 @@ class FolderMemory:
             ]
             return replace(
                 later,
-                retired=list(dict.fromkeys([*old.retired, *later.retired]))[-RETIRED_KEPT:],
+                retired=list(dict.fromkeys([*earlier.retired, *old.retired, *later.retired]))[-RETIRED_KEPT:],
                 orphans=Exceptions.of(dict(enumerate(orphans, 1))),
             )
         both = replace(
@@ -341,17 +379,18 @@ class FolderMemory:
             if other.last < first or first > span.last:
                 continue
             if first < other.first:
-                self._cover(first, min(span.last, other.first - 1), span.text)
+                self._cover(first, min(span.last, other.first - 1), span.text, gap=0)
             first = other.last + 1
         if first <= span.last:
-            self._cover(first, span.last, span.text)
+            self._cover(first, span.last, span.text, gap=0)
 
     def encode(self) -> tuple[bytes, bytes]:
         """Return it as bytes: what changes with many sessions, and the exceptions, large and seldom changed."""
         head = [struct.pack("<II", self.uidvalidity, self.window)]
         for spans in (self.spans, self.retired):
             head.append(struct.pack("<I", len(spans)))
-            head.extend(struct.pack("<II", span.first, span.last) + counted(span.text.encode()) for span in spans)
+            for span in spans:
+                head += [struct.pack("<III", span.first, span.last, span.uidvalidity), counted(span.text.encode())]
         head += [rising(self.measured.uids), numbers(self.measured.sizes)]
         if self.snapshot is None:
             head.append(b"\0")
@@ -380,8 +419,8 @@ class FolderMemory:
         memory = cls(uidvalidity, window=window)
         for spans in (memory.spans, memory.retired):
             for _ in range(*head.of("<I")):
-                first, last = head.of("<II")
-                spans.append(Span(first, last, _bound(head.text())))
+                first, last, retired_from = head.of("<III")
+                spans.append(Span(first, last, _bound(head.text()), retired_from))
         edges = [edge for span in memory.spans for edge in (span.first, span.last)]
         if edges != sorted(edges):
             raise ValueError("what is remembered of a folder is damaged: spans overlap")

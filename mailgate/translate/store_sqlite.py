@@ -126,7 +126,11 @@ class SqliteBackend:
         if self._pid != os.getpid():
             # SQLite's locks belong to a process: a connection that two use destroys the file.
             raise RuntimeError("the store was opened before a fork")
-        if _identity(self._path) != self._inode:
+        try:
+            same = _identity(self._path) == self._inode
+        except FileNotFoundError:
+            same = False
+        if not same:
             raise self._failed("was moved or replaced while it was in use: put it in place while mailgate is stopped")
         return self._db
 

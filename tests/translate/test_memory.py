@@ -121,6 +121,76 @@ def test_uidls_of_an_earlier_uidvalidity_come_to_no_other_message() -> None:
     assert seen(memory, 4, 5, 6) == [b"4-2", b"5-2", b"6"]
 
 
+@pytest.mark.parametrize("template", ["dovecot", "cyrus-old"])
+def test_a_uidvalidity_that_comes_back_has_its_uidls_again(template: str) -> None:
+    """A replica is in use for some days, or two pools have users of one realm."""
+    memory = FolderMemory(7)
+    memory.freeze([1, 2, 5], bound(template))
+    memory.shown(1)
+    first = seen(memory, 1, 2, 5)
+    for _ in range(3):
+        memory = copy(memory.renewed(9))
+        memory.freeze(memory.unnamed([1, 2, 3]), bound(template, 9))
+        assert not {*seen(memory, 1, 2, 3)} & {*first}
+        memory = copy(memory.renewed(7))
+        assert memory.window == 1
+        assert memory.unnamed([1, 2, 5, 6]) == [6]
+        assert seen(memory, 1, 2, 5) == first
+
+
+def test_a_uidvalidity_that_comes_back_does_not_name_what_an_import_had_named() -> None:
+    memory = FolderMemory(7)
+    memory.freeze([1, 2, 3], bound("dovecot"))
+    memory.name({2: (b"imported", b"E2")}, exact=True)
+    memory = copy(copy(memory.renewed(9)).renewed(7))
+    assert memory.unnamed([1, 2, 3]) == [2]
+    memory.carry({b"E2": [2]})
+    assert seen(memory, 1, 2, 3) == [b"0000000100000007", b"imported", b"0000000300000007"]
+
+
+def test_a_uidvalidity_that_comes_back_shares_no_uidl_with_what_is_found_by_its_key() -> None:
+    memory = FolderMemory(7)
+    memory.freeze([1, 2], bound("dovecot"))
+    memory = copy(memory.renewed(9))
+    memory.name({5: (b"0000000200000007", b"E2")}, exact=True)
+    memory = copy(memory.renewed(7))
+    memory.carry({b"E2": [3]})
+    memory.freeze(memory.unnamed([1, 2, 3]), bound("dovecot"))
+    assert len(set(seen(memory, 1, 2, 3))) == 3
+
+
+def test_a_rewound_uidvalidity_that_comes_back_names_none_of_what_was_before() -> None:
+    memory = FolderMemory(7)
+    memory.freeze([1, 2, 3], bound("dovecot"))
+    memory.rewound(2)
+    memory = copy(copy(memory.renewed(9)).renewed(7))
+    assert memory.unnamed([1, 2, 3]) == [2, 3]
+    memory.freeze([2, 3], bound("dovecot"))
+    assert seen(memory, 1, 2, 3) == [b"0000000100000007", b"0000000200000007-2", b"0000000300000007-2"]
+
+
+@given(st.data())
+def test_two_uidvalidities_by_turns_share_no_uidl(data: st.DataObject) -> None:
+    memory, uidvalidity = FolderMemory(7), 7
+    there: dict[int, list[int]] = {7: [], 9: []}
+    ever: dict[bytes, tuple[int, int]] = {}
+    lasting: dict[tuple[int, int], bytes] = {}
+    for _ in range(data.draw(st.integers(1, 12))):
+        last = there[uidvalidity][-1] if there[uidvalidity] else 0
+        there[uidvalidity] += range(last + 1, last + 1 + data.draw(st.integers(0, 3)))
+        template = bound(data.draw(st.sampled_from(TEMPLATES)), uidvalidity)
+        memory.freeze(memory.unnamed(there[uidvalidity]), template)
+        for uid in there[uidvalidity]:
+            uidl = memory.uidls([uid])[0]
+            assert ever.setdefault(uidl, (uidvalidity, uid)) == (uidvalidity, uid)
+            assert lasting.get((uidvalidity, uid), uidl) == uidl
+            if uid not in memory.exceptions.uids:
+                lasting[uidvalidity, uid] = uidl
+        if data.draw(st.booleans()):
+            uidvalidity = 16 - uidvalidity
+            memory = copy(memory.renewed(uidvalidity))
+
+
 def test_uids_that_a_restored_server_gives_again_get_other_uidls() -> None:
     memory = FolderMemory(7, snapshot=Snapshot(10, 0, array("I"), array("Q"), array("I")))
     memory.freeze([3, 5, 9], bound("dovecot"))
