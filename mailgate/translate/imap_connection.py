@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import socket
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -17,7 +17,6 @@ import trio
 
 from mailgate.errors import MailgateError, RemoteProtocolError
 from mailgate.stream import ByteStream, SocketStream
-from mailgate.wire.imap import encode_id
 from mailgate.wire.imap_fetch import Event, Fetched, FetchReceiver
 from mailgate.wire.imap_overview import OverviewRows
 from mailgate.wire.imap_response import Response, capabilities
@@ -373,16 +372,6 @@ class ImapConnection:
         await self.command(b"ENABLE " + " ".join(names).encode("ascii"), take=take)
         self.utf8 = self.utf8 or not enabled.isdisjoint({"UTF8=ACCEPT", "IMAP4REV2"})
         return frozenset(enabled)
-
-    async def identify(self, pairs: Sequence[tuple[bytes, bytes | None]]) -> None:
-        """Tell the server who asks (RFC 2971), as far as quoted strings can; a refusal does no harm."""
-        said = encode_id(pairs)
-        if not said or len(said) > COMMAND_LINE - SET_ROOM:
-            return
-        try:
-            await self.command(b"ID " + said)
-        except Refused:
-            return
 
     async def noop(self) -> None:
         """Hear what is new, and keep the connection in use."""

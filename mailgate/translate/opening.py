@@ -19,13 +19,10 @@ from mailgate.config.pop3 import Pop3Policy
 from mailgate.translate.imap_client import ImapClient, Refused, Selected, Vanished
 from mailgate.translate.maildrop import FolderView, Maildrop
 from mailgate.translate.memory import FolderMemory, Snapshot, bound_template
-from mailgate.translate.refusals import refusal_for
 from mailgate.translate.store import Memories
 from mailgate.translate.survey import Asking, Known, Survey, known, survey
 from mailgate.translate.uidl import BY_HEADER, Facts, Template, folder_id, folder_prefix, numbered
 from mailgate.wire.dotted import MessageEncoder
-
-__all__ = ["OpenFolder", "Opened", "memory_key", "open_maildrop", "refusal_for", "template_for"]
 
 MEASURED_AT_ONCE: Final = 500
 """Messages that are counted between two writes to the store: a client that gives up waits for less next time."""
@@ -37,8 +34,8 @@ AHEAD: Final = 4
 """Messages that are asked for before the one that is counted has come, so that round trips are not waited for."""
 
 _MONTHS: Final = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()
-_KEYS: Final = {b"E": ("emailid", "OBJECTID"), b"G": ("gm_msgid", "X-GM-EXT-1"), b"H": ("headers", "")}
 _CAPABILITY: Final = {"emailid": "OBJECTID", "gm_msgid": "X-GM-EXT-1"}
+_KEYS: Final = {b"E": "emailid", b"G": "gm_msgid", b"H": "headers"}
 
 
 @dataclass(slots=True)
@@ -116,7 +113,8 @@ async def open_maildrop(
     """Open the mailboxes; ``now`` is the time in seconds since 1970.
 
     ``folders`` are names in the wire's bytes. Messages of the first have the UIDLs that they would have alone, those of
-    the others begin with the folder's id. Raises ClientError, StoreFailed, TemplateError; see :func:`refusal_for`.
+    the others begin with the folder's id. Raises ClientError, StoreFailed, TemplateError, for
+    each of which :mod:`mailgate.translate.refusals` has an answer.
     """
     opened: list[OpenFolder] = []
     views: list[FolderView] = []
@@ -207,10 +205,9 @@ class _Opening:
         want = set(template.needs)
         kinds = {memory.orphans.keys[index][:1] for index in range(len(memory.orphans))}
         for kind in sorted(kinds & _KEYS.keys()):
-            need, capability = _KEYS[kind]
-            if (not capability or capability in self._client.capabilities) and not (
-                want | {need} >= {"emailid", "gm_msgid"}
-            ):
+            need = _KEYS[kind]
+            to_be_had = need not in _CAPABILITY or _CAPABILITY[need] in self._client.capabilities
+            if to_be_had and not want | {need} >= {"emailid", "gm_msgid"}:
                 want.add(need)
         return frozenset(want)
 

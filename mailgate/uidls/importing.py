@@ -18,7 +18,7 @@ from mailgate.translate.uidl import header_hash, is_valid
 from mailgate.uidls.comparing import Listing
 from mailgate.uidls.files import Known, UidList
 from mailgate.uidls.matching import Matches, Message, by_body, by_file, by_header, by_size, by_uid
-from mailgate.uidls.pop3_server import Pop3Server, message_digest
+from mailgate.uidls.pop3_server import MessageDigest, Pop3Server
 from mailgate.wire.mailbox_name import to_wire
 
 
@@ -95,7 +95,7 @@ async def _bodies(
     old = {number: await server.digest(number) for number in numbers}
     new: dict[int, bytes] = {}
     for uid in uids:
-        hashed = message_digest()
+        hashed = MessageDigest()
         try:
             await client.begin_body(uid)
             while (piece := await client.next_piece()) is not None:

@@ -86,8 +86,8 @@ class Pop3Server:
         return message[: end.end()] if end else message
 
     async def digest(self, number: int) -> bytes:
-        """Return the digest of a whole message; see :func:`message_digest`. Raises Pop3Error."""
-        hashed = message_digest()
+        """Return the digest of a whole message; see :class:`MessageDigest`. Raises Pop3Error."""
+        hashed = MessageDigest()
         hashed.update(await self._ask_block(b"RETR %d\r\n" % number, MESSAGE_LIMIT))
         return hashed.digest()
 
@@ -182,11 +182,6 @@ class MessageDigest:
     def digest(self) -> bytes:
         """Return the digest."""
         return self._hash.digest()
-
-
-def message_digest() -> MessageDigest:
-    """Return the digest of nothing yet."""
-    return MessageDigest()
 
 
 def _numbered(block: bytes) -> dict[int, bytes]:

@@ -11,7 +11,6 @@ from typing import Final
 
 _CR: Final = 0x0D
 _LF: Final = 0x0A
-_DOT: Final = 0x2E
 
 _REGULAR_FROM: Final = 4_096
 """Octets from which it pays to look for lines of one length."""

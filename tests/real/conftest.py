@@ -69,16 +69,6 @@ class Gateway:
         """Return the log's lines of ended sessions."""
         return [line for line in self.program.records() if line["event"] == "session"]
 
-    def peak(self) -> int:
-        """Return the largest resident memory of all processes since :meth:`forget_peak`, in bytes."""
-        pids = self.program.pid, *self.program.workers()
-        status = [Path(f"/proc/{pid}/status").read_text() for pid in pids]
-        return sum(int(one.partition("VmHWM:")[2].split()[0]) for one in status) * 1024
-
-    def forget_peak(self) -> None:
-        for pid in (self.program.pid, *self.program.workers()):
-            Path(f"/proc/{pid}/clear_refs").write_text("5")
-
     def everything_written(self) -> bytes:
         """Return all that the gateway has written: log, traces, metrics."""
         traces = b"".join(path.read_bytes() for path in (self.folder / "traces").glob("*"))

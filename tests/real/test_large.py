@@ -84,7 +84,7 @@ def test_two_hundred_megabytes_each_way_leave_memory_as_it_was(
     wire.sock.sendall(f'a LOGIN {user[0]} "{user[1]}"\r\n'.encode())
     assert wire.answer(b"a").startswith(b"a OK")
 
-    gateway.forget_peak()
+    gateway.program.forget_peak()
     before = gateway.program.resident()
     wire.sock.sendall(b"b APPEND INBOX {%d+}\r\n" % SIZE)
     sent = hashlib.sha256()
@@ -93,9 +93,9 @@ def test_two_hundred_megabytes_each_way_leave_memory_as_it_was(
         wire.sock.sendall(piece)
     wire.sock.sendall(b"\r\n")
     assert wire.answer(b"b").startswith(b"b OK")
-    uploaded = gateway.peak() - before
+    uploaded = gateway.program.peak() - before
 
-    gateway.forget_peak()
+    gateway.program.forget_peak()
     wire.sock.sendall(b"c SELECT INBOX\r\n")
     assert wire.answer(b"c").startswith(b"c OK")
     wire.sock.sendall(b"d FETCH 1 BODY.PEEK[]\r\n")
@@ -103,7 +103,7 @@ def test_two_hundred_megabytes_each_way_leave_memory_as_it_was(
     assert wire.digest(SIZE) == sent.digest()
     assert wire.line() == b")"
     assert wire.answer(b"d").startswith(b"d OK")
-    downloaded = gateway.peak() - before
+    downloaded = gateway.program.peak() - before
     wire.sock.sendall(b"e STORE 1 +FLAGS (\\Deleted)\r\nf EXPUNGE\r\ng LOGOUT\r\n")
     for tag in (b"e", b"f", b"g"):
         assert wire.answer(tag).startswith(tag + b" OK")

@@ -121,7 +121,6 @@ class ModelClient:
         self._name: bytes | None = None
         self.utf8 = False
         self.seconds = 60.0
-        self.silences: list[float] = []
 
     @property
     def capabilities(self) -> frozenset[str]:

@@ -102,6 +102,15 @@ class Program:
         pages = sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in (self.pid, *self.workers()))
         return pages * os.sysconf("SC_PAGE_SIZE")
 
+    def peak(self) -> int:
+        """Return the largest resident memory of the program and its children since :meth:`forget_peak`, in bytes."""
+        status = [Path(f"/proc/{pid}/status").read_text() for pid in (self.pid, *self.workers())]
+        return sum(int(one.partition("VmHWM:")[2].split()[0]) for one in status) * 1024
+
+    def forget_peak(self) -> None:
+        for pid in (self.pid, *self.workers()):
+            Path(f"/proc/{pid}/clear_refs").write_text("5")
+
 
 DOVECOT = """
 base_dir = {folder}/run

@@ -25,8 +25,6 @@ NAMES = ("dovecot", "cyrus", "courier", "pymap")
 PATIENCE = 30.0
 """Seconds that a mail client here waits for a server."""
 
-BARE_LF = re.compile(rb"(?<!\r)\n")
-
 
 class Message(NamedTuple):
     """A message as IMAP shows it."""

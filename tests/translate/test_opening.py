@@ -15,7 +15,8 @@ from mailgate.errors import MailgateError, UpstreamFailed
 from mailgate.model import Failure
 from mailgate.translate.imap_client import MailboxChanged, Malformed, Refused, UpstreamLost, Vanished
 from mailgate.translate.memory import FolderMemory
-from mailgate.translate.opening import Opened, open_maildrop, refusal_for
+from mailgate.translate.opening import Opened, open_maildrop
+from mailgate.translate.refusals import refusal_for
 from mailgate.translate.store_backend import StoreFailed
 from mailgate.translate.uidl import TemplateError, folder_prefix, header_hash
 from tests.translate.mailboxes import Mailbox, Message, Server

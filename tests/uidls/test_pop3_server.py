@@ -11,7 +11,7 @@ import trio.testing
 
 from mailgate.stream import TrioStream
 from mailgate.uidls.comparing import Listing
-from mailgate.uidls.pop3_server import Pop3Error, Pop3Server, message_digest
+from mailgate.uidls.pop3_server import MessageDigest, Pop3Error, Pop3Server
 
 PIPELINING = frozenset({"PIPELINING"})
 
@@ -151,11 +151,11 @@ async def test_a_message_is_the_same_whatever_its_line_ends_and_dots(
     async with talking((b"RETR 7\r\n", b"+OK\r\n..a: b\r\n\r\n..\r\n...x\r\n.\r\n"), size=size) as server:
         found = await server.digest(7)
     for other in ([b".a: b\n\n.\n..x\n"], [b".a: b\r", b"\n\r\n.\r\n..x"], [b".a: b\r\n\r\n.\r\n..x\r\n\r\n"]):
-        digest = message_digest()
+        digest = MessageDigest()
         for piece in other:
             digest.update(memoryview(piece))
         assert digest.digest() == found
-    different = message_digest()
+    different = MessageDigest()
     different.update(b".a: b\n\n.\n.x\n")
     assert different.digest() != found
 

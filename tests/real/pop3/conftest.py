@@ -51,16 +51,6 @@ class Translated:
     def login(self, user: str, door: str = "pop3s") -> Pop3:
         return self.connect(door).login(user, self.store.users[user])
 
-    def peak(self) -> int:
-        """Return the largest resident memory of all processes since :meth:`forget_peak`, in bytes."""
-        pids = self.program.pid, *self.program.workers()
-        status = [Path(f"/proc/{pid}/status").read_text() for pid in pids]
-        return sum(int(one.partition("VmHWM:")[2].split()[0]) for one in status) * 1024
-
-    def forget_peak(self) -> None:
-        for pid in (self.program.pid, *self.program.workers()):
-            Path(f"/proc/{pid}/clear_refs").write_text("5")
-
 
 def configuration(ports: dict[str, int], pools: dict[str, str], authority: Path) -> str:
     """Write the configuration of a gateway with these doors and these pools (their settings by name)."""

@@ -87,10 +87,10 @@ def test_stalwart_and_imap2pop_hold_whole_messages_in_memory(gate: Translated, u
     with gate.login(user) as client:
         # What a first message costs is there afterwards.
         client.fetch(b"RETR 1")
-        gate.forget_peak()
-        before = gate.peak()
+        gate.program.forget_peak()
+        before = gate.program.peak()
         assert hashlib.sha256(client.fetch(b"RETR 2")).digest() == hashlib.sha256(LARGE).digest()
-        assert gate.peak() - before < 8 * MIB
+        assert gate.program.peak() - before < 8 * MIB
 
 
 def test_stalwart_continuation_has_a_space(gate: Translated, full: str) -> None:

@@ -47,11 +47,11 @@ def house(server: HostileServer, authority: Path, tmp_path_factory: pytest.TempP
 def bounded(house: House, server: HostileServer) -> Iterator[None]:
     server.reset()
     honest(house)
-    house.forget_peak()
-    before = house.peak()
+    house.program.forget_peak()
+    before = house.program.peak()
     yield
     honest(house)
-    assert house.peak() - before < GROWTH
+    assert house.program.peak() - before < GROWTH
     server.reset()
     house.until(lambda: house.metric("mailgate_sessions_open") == 0)
 

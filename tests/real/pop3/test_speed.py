@@ -103,10 +103,10 @@ def test_a_message_of_200_mb_takes_no_memory(gate: Translated, user: str) -> Non
     gate.store.deliver(user, large)
     with gate.login(user) as client:
         client.fetch(b"RETR 1")
-        gate.forget_peak()
-        before = gate.peak()
+        gate.program.forget_peak()
+        before = gate.program.peak()
         assert hashlib.sha256(client.fetch(b"RETR 2")).digest() == hashlib.sha256(large).digest()
-        assert gate.peak() - before < 8 * MIB
+        assert gate.program.peak() - before < 8 * MIB
 
 
 @dovecot_alone
@@ -122,10 +122,10 @@ def test_a_hundred_thousand_messages_take_little(gate: Translated, user: str) ->
     laid = [*cur.iterdir()]
     for number in range(2, MANY):
         os.link(laid[number % 2], cur / f"{int(time.time()) + 1}.M{number:06}P1.test:2,")
-    gate.forget_peak()
-    before = gate.peak()
+    gate.program.forget_peak()
+    before = gate.program.peak()
     with gate.login(user) as client:
         assert client.stat()[0] == MANY
         assert len(set(client.uidls().values())) == len(client.sizes()) == MANY
         client.quit()
-    assert gate.peak() - before < 16 * MIB
+    assert gate.program.peak() - before < 16 * MIB

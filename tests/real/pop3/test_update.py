@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 from _pytest.mark.structures import ParameterSet
@@ -18,6 +16,7 @@ from mailgate.stream import SocketStream
 from mailgate.translate.deletion import NO_FLAG, Deletion, Way, plan
 from mailgate.translate.imap_client import ImapClient, Selected
 from mailgate.translate.update import Outcome, update
+from tests.support.pop3_house import holder
 from tests.support.stores import Store
 
 pytestmark = pytest.mark.real
@@ -242,26 +241,10 @@ async def test_a_server_that_is_killed_before_any_command(store: Store, case: Ca
 
         def kill(now: int, number: int = number, world: World = world) -> bool:
             if now == number:
-                os.kill(serving(world.streams[0].socket), signal.SIGKILL)
+                os.kill(holder(world.streams[0].socket), signal.SIGKILL)
             return False
 
         world.check(await world.quit(kill))
         if world.streams[0].sent < number:
             return
     raise AssertionError("more commands than there can be")
-
-
-def serving(sock: socket.socket) -> int:
-    """Return the process at the other end of a connection on this machine."""
-    ours, theirs = sock.getsockname()[1], sock.getpeername()[1]
-    inode = None
-    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
-        words = line.split()
-        if (int(words[1][-4:], 16), int(words[2][-4:], 16)) == (theirs, ours):
-            inode = words[9]
-    assert inode is not None
-    for link in Path("/proc").glob("[0-9]*/fd/*"):
-        with contextlib.suppress(OSError):
-            if os.readlink(link) == f"socket:[{inode}]":
-                return int(link.parts[2])
-    raise AssertionError("nobody has the other end")
