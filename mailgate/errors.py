@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mailgate.model import Failure, Side
+from mailgate.model import Failure
 
 
 class MailgateError(Exception):
@@ -17,15 +17,6 @@ class RemoteProtocolError(MailgateError):
 
     ``str()`` names the rule without quoting the peer's bytes, since those may hold a password.
     """
-
-
-class LinkBroken(MailgateError):
-    """A connection ended or failed in the middle of something; ``side`` says which leg."""
-
-    def __init__(self, side: Side, detail: str) -> None:
-        super().__init__(f"{side} connection: {detail}")
-        self.side = side
-        self.detail = detail
 
 
 class UpstreamFailed(MailgateError):

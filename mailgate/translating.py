@@ -130,7 +130,7 @@ class Translating:
                 self._emit(LimitStruck(session, "login_delay", "deny", left))
                 return answers.LOGIN_DELAY
             try:
-                held = await self._locks.take_all(
+                held = await self._locks.take(
                     [b"\0".join((owner, memory_key(one))) for one in folders],
                     conflict=policy.lock,
                     wait=policy.lock_wait,

@@ -8,8 +8,8 @@ import pickle
 
 import pytest
 
-from mailgate.errors import ConfigError, ConfigProblem, LinkBroken, MailgateError, RemoteProtocolError, UpstreamFailed
-from mailgate.model import Failure, Login, Mechanism, Peer, Protocol, Secret, Session, Side
+from mailgate.errors import ConfigError, ConfigProblem, MailgateError, RemoteProtocolError, UpstreamFailed
+from mailgate.model import Failure, Login, Mechanism, Peer, Protocol, Secret, Session
 
 SECRET = Secret(b"hunter2")
 LOGIN = Login(Protocol.IMAP, b"joe", SECRET, Mechanism.PLAIN)
@@ -75,7 +75,6 @@ def test_sessions_are_told_apart_by_identity() -> None:
 @pytest.mark.parametrize(
     ("error", "text"),
     [
-        (LinkBroken(Side.SERVER, "reset"), "server connection: reset"),
         (
             UpstreamFailed(Failure.TIMEOUT, "login/banner", "no answer within 30 s", "imap1:993"),
             "timeout (state=login/banner): no answer within 30 s",
@@ -99,7 +98,5 @@ def test_errors_as_text(error: MailgateError, text: str) -> None:
 def test_errors_keep_their_facts() -> None:
     failed = UpstreamFailed(Failure.TLS, "tls/none", "x", "imap1")
     assert (failed.failure, failed.state, failed.detail, failed.server) == (Failure.TLS, "tls/none", "x", "imap1")
-    broken = LinkBroken(Side.CLIENT, "closed")
-    assert (broken.side, broken.detail) == (Side.CLIENT, "closed")
     problem = ConfigProblem("a", "b", "c")
     assert ConfigError([problem]).problems == (problem,)

@@ -29,10 +29,3 @@ class LoginDelays:
     def note(self, key: bytes) -> None:
         """Note that the user ``key`` has logged in; logins that fail behind it, as for a lock, are not to be noted."""
         self._register.note(key, self._clock())
-
-    def ask(self, key: bytes, seconds: float) -> float:
-        """Return the same as :meth:`remaining`, and note a login that is allowed."""
-        left = self.remaining(key, seconds)
-        if seconds > 0 and not left:
-            self.note(key)
-        return left

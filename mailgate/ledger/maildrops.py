@@ -113,11 +113,7 @@ class MaildropLocks:
     def __len__(self) -> int:
         return len(self._maildrops)
 
-    async def take(self, key: bytes, *, conflict: Conflict, wait: float, give_way: Callable[[], None]) -> Held:
-        """Lock the maildrop ``key``; see :meth:`take_all`."""
-        return await self.take_all((key,), conflict=conflict, wait=wait, give_way=give_way)
-
-    async def take_all(
+    async def take(
         self, keys: Iterable[bytes], *, conflict: Conflict, wait: float, give_way: Callable[[], None]
     ) -> Held:
         """Lock all of what a maildrop is made of: say, a key of realm, user and mailbox for each mailbox.

@@ -17,7 +17,7 @@ from typing import Final, Protocol
 
 from mailgate.config import Pop3Store
 from mailgate.translate.memory import FolderMemory
-from mailgate.translate.store_backend import FOLDER_BYTES, OWNER_BYTES, Backend, StoreFailed
+from mailgate.translate.store_backend import FOLDER_BYTES, OWNER_BYTES, StoreBackend, StoreFailed
 
 ATTEMPTS: Final = 10
 """How often a save is tried against others that save the same mailbox: each round one of them wins, and a maildrop
@@ -100,7 +100,7 @@ class _Forgetful:
 class KeptStore:
     """A store over a backend."""
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: StoreBackend) -> None:
         self.backend = backend
 
     def of(self, owner: bytes) -> KeptMemories:
@@ -115,7 +115,7 @@ class KeptStore:
 class KeptMemories:
     """See :class:`Memories`: what was loaded is what a save builds upon."""
 
-    def __init__(self, backend: Backend, owner: bytes) -> None:
+    def __init__(self, backend: StoreBackend, owner: bytes) -> None:
         self._backend = backend
         self._owner = owner
         # Of each mailbox the version that was loaded or saved, and the check sums of its two values.
@@ -176,7 +176,7 @@ def open_store(settings: Pop3Store | None) -> KeptStore | NoStore:
     return KeptStore(_backend(settings))
 
 
-def _backend(settings: Pop3Store) -> Backend:
+def _backend(settings: Pop3Store) -> StoreBackend:
     # Each library costs a worker some megabytes, so only the one that is used is loaded.
     if settings.path is not None:
         from mailgate.translate.store_sqlite import SqliteBackend

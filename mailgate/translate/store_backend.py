@@ -28,7 +28,7 @@ class Record:
     rest: bytes
 
 
-class Backend(Protocol):
+class StoreBackend(Protocol):
     """A kind of store. Every call raises :class:`StoreFailed`; all are made from Trio."""
 
     async def fetch(self, owner: bytes, folder: bytes) -> Record | None:
@@ -44,10 +44,6 @@ class Backend(Protocol):
 
     async def folders(self, owner: bytes) -> list[bytes]:
         """Return the mailboxes of which something is remembered, sorted."""
-        ...
-
-    async def owners(self) -> list[bytes]:
-        """Return everybody of whom something is remembered, sorted."""
         ...
 
     async def aclose(self) -> None:

@@ -83,7 +83,7 @@ T = TypeVar("T")
 
 
 class SqlBackend:
-    """See :class:`mailgate.translate.store_backend.Backend`; what is wrong with a URL the configuration has told."""
+    """See :class:`mailgate.translate.store_backend.StoreBackend`; the configuration has checked the URL."""
 
     def __init__(self, settings: Pop3Store) -> None:
         self._url, self._arguments = driver(settings.url or "")
@@ -95,7 +95,7 @@ class SqlBackend:
         self._threads = trio.CapacityLimiter(CONNECTIONS)
 
     async def fetch(self, owner: bytes, folder: bytes) -> Record | None:
-        """See Backend."""
+        """See StoreBackend."""
         query = select(memory.c.version, memory.c.head, memory.c.rest)
         query = query.where(memory.c.owner == owner, memory.c.folder == folder)
 
@@ -106,7 +106,7 @@ class SqlBackend:
         return await self._call(read)
 
     async def put(self, owner: bytes, folder: bytes, expected: int | None, head: bytes, rest: bytes | None) -> bool:
-        """See Backend. A write whose answer was lost counts as not done, which the next look corrects."""
+        """See StoreBackend. A write whose answer was lost counts as not done, which the next look corrects."""
         values: dict[str, Any] = {"head": head} if rest is None else {"head": head, "rest": rest}
         if expected is None:
             row = {"owner": owner, "folder": folder, "version": 1, "rest": b"", **values}
@@ -124,17 +124,12 @@ class SqlBackend:
         return await self._call(lambda connection: connection.execute(change).rowcount == 1)
 
     async def folders(self, owner: bytes) -> list[bytes]:
-        """See Backend."""
+        """See StoreBackend."""
         query = select(memory.c.folder).where(memory.c.owner == owner).order_by(memory.c.folder)
         return await self._call(lambda connection: [bytes(row.folder) for row in connection.execute(query)])
 
-    async def owners(self) -> list[bytes]:
-        """See Backend."""
-        query = select(memory.c.owner).distinct().order_by(memory.c.owner)
-        return await self._call(lambda connection: [bytes(row.owner) for row in connection.execute(query)])
-
     async def aclose(self) -> None:
-        """See Backend."""
+        """See StoreBackend."""
         engine, self._engine = self._engine, None
         if engine is not None:
             with trio.CancelScope(shield=True):

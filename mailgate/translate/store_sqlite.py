@@ -49,7 +49,7 @@ T = TypeVar("T")
 
 
 class SqliteBackend:
-    """See :class:`mailgate.translate.store_backend.Backend`."""
+    """See :class:`mailgate.translate.store_backend.StoreBackend`."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -59,7 +59,7 @@ class SqliteBackend:
         self._opening = trio.Lock()
 
     async def fetch(self, owner: bytes, folder: bytes) -> Record | None:
-        """See Backend."""
+        """See StoreBackend."""
 
         def read(db: apsw.Connection) -> Record | None:
             query = "SELECT version, head, rest FROM memory WHERE owner = ? AND folder = ?"
@@ -69,7 +69,7 @@ class SqliteBackend:
         return await self._call(read)
 
     async def put(self, owner: bytes, folder: bytes, expected: int | None, head: bytes, rest: bytes | None) -> bool:
-        """See Backend."""
+        """See StoreBackend."""
 
         def write(db: apsw.Connection) -> bool:
             if expected is None:
@@ -91,17 +91,12 @@ class SqliteBackend:
         return await self._call(write)
 
     async def folders(self, owner: bytes) -> list[bytes]:
-        """See Backend."""
+        """See StoreBackend."""
         query = "SELECT folder FROM memory WHERE owner = ? ORDER BY folder"
         return await self._call(lambda db: [row[0] for row in db.execute(query, (owner,))])
 
-    async def owners(self) -> list[bytes]:
-        """See Backend."""
-        query = "SELECT DISTINCT owner FROM memory ORDER BY owner"
-        return await self._call(lambda db: [row[0] for row in db.execute(query)])
-
     async def aclose(self) -> None:
-        """See Backend."""
+        """See StoreBackend."""
         db, self._db = self._db, None
         if db is not None:
             with trio.CancelScope(shield=True):

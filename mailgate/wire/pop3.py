@@ -34,7 +34,6 @@ class Pop3Command:
 
     verb: str
     argument: bytes
-    has_argument: bool
     raw: bytes
 
 
@@ -76,7 +75,7 @@ class CommandReceiver(Receiver):
         match = _VERB.match(text)
         if match is None or b"\r" in text:
             return BadCommand(None, "Malformed command")
-        return Pop3Command(match[1].decode("ascii").upper(), match[2] or b"", match[2] is not None, line)
+        return Pop3Command(match[1].decode("ascii").upper(), match[2] or b"", line)
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,35 +27,29 @@ def delays(clock: Clock) -> LoginDelays:
     return LoginDelays(Register.create(), clock)
 
 
-def test_a_login_that_is_allowed_is_noted(delays: LoginDelays, clock: Clock) -> None:
-    assert delays.ask(b"joe", 60) == 0
-    clock.now += 10
-    assert delays.ask(b"joe", 60) == 50
-    assert delays.ask(b"ann", 60) == 0
-    clock.now += 50
-    assert delays.ask(b"joe", 60) == 0, "one that was refused does not begin the delay anew"
-    assert delays.ask(b"joe", 60) == 60
-
-
-def test_what_is_only_looked_at_is_not_noted(delays: LoginDelays, clock: Clock) -> None:
+def test_the_delay_begins_with_what_is_noted(delays: LoginDelays, clock: Clock) -> None:
     assert delays.remaining(b"joe", 60) == 0
     assert delays.remaining(b"joe", 60) == 0
     delays.note(b"joe")
     assert delays.remaining(b"joe", 60) == 60
+    clock.now += 10
+    assert delays.remaining(b"joe", 60) == 50
+    assert delays.remaining(b"ann", 60) == 0
+    clock.now += 50
+    assert delays.remaining(b"joe", 60) == 0, "one that was refused does not begin the delay anew"
 
 
 def test_without_a_delay_everybody_may_log_in(delays: LoginDelays) -> None:
     delays.note(b"joe")
-    assert delays.ask(b"joe", 0) == 0
-    assert delays.ask(b"ann", 0) == 0
-    assert delays.remaining(b"ann", 60) == 0, "nothing was noted"
+    assert delays.remaining(b"joe", 0) == 0
+    assert delays.remaining(b"ann", 0) == 0
 
 
 def test_workers_of_one_register_know_of_each_other(clock: Clock) -> None:
     register = Register.create()
     one, two = LoginDelays(register, clock), LoginDelays(register, clock)
-    assert one.ask(b"joe", 60) == 0
-    assert two.ask(b"joe", 60) == 60
+    one.note(b"joe")
+    assert two.remaining(b"joe", 60) == 60
 
 
 def test_the_clock_is_one_that_all_processes_have() -> None:

@@ -51,7 +51,7 @@ def never() -> None:
 
 
 async def take(locks: MaildropLocks, conflict: Any = "wait", give_way: Callable[[], None] = never) -> Held:
-    return await locks.take(KEY, conflict=conflict, wait=10.0, give_way=give_way)
+    return await locks.take([KEY], conflict=conflict, wait=10.0, give_way=give_way)
 
 
 # ---------------------------------------------------------------- one worker
@@ -64,7 +64,7 @@ async def test_a_maildrop_has_one_session_at_a_time(locks: MaildropLocks, other:
     with pytest.raises(InUse) as refused:
         await take(locks, "refuse")
     assert refused.value.seconds == 0
-    another = await locks.take(b"main\0ann\0INBOX", conflict="refuse", wait=10.0, give_way=never)
+    another = await locks.take([b"main\0ann\0INBOX"], conflict="refuse", wait=10.0, give_way=never)
     held.release()
     held.release()
     assert other.may_lock(register.place(KEY))
@@ -105,7 +105,7 @@ async def test_who_has_waited_long_enough_is_refused(locks: MaildropLocks, autoj
             await take(locks)
         assert refused.value.seconds == 10
         with pytest.raises(InUse):
-            await locks.take(KEY, conflict="wait", wait=0.0, give_way=never)
+            await locks.take([KEY], conflict="wait", wait=0.0, give_way=never)
     (await take(locks)).release()
     assert len(locks) == 0
 
@@ -412,7 +412,7 @@ def test_never_do_two_sessions_have_a_mailbox_and_never_do_they_wait_for_each_ot
             leave = trio.Event()
             with trio.move_on_after(2.5):
                 try:
-                    held = await locks.take_all(keys, conflict=conflict, wait=patience, give_way=leave.set)
+                    held = await locks.take(keys, conflict=conflict, wait=patience, give_way=leave.set)
                 except InUse:
                     return
                 with held:
@@ -438,15 +438,15 @@ async def test_mailboxes_in_common_are_enough_to_be_in_each_others_way(
     locks: MaildropLocks, autojump_clock: MockClock
 ) -> None:
     told: list[str] = []
-    with await locks.take_all(
+    with await locks.take(
         [b"inbox", b"spam", b"spam"], conflict="wait", wait=1.0, give_way=lambda: told.append("merged")
     ):
         assert len(locks) == 2
-        (await locks.take(b"archive", conflict="refuse", wait=1.0, give_way=never)).release()
+        (await locks.take([b"archive"], conflict="refuse", wait=1.0, give_way=never)).release()
         with pytest.raises(InUse):
-            await locks.take_all([b"archive", b"spam"], conflict="refuse", wait=1.0, give_way=never)
+            await locks.take([b"archive", b"spam"], conflict="refuse", wait=1.0, give_way=never)
         with pytest.raises(InUse) as refused:
-            await locks.take_all([b"spam", b"inbox"], conflict="takeover", wait=1.0, give_way=never)
+            await locks.take([b"spam", b"inbox"], conflict="takeover", wait=1.0, give_way=never)
         assert refused.value.seconds == 1
         assert told == ["merged"]
     assert len(locks) == 0

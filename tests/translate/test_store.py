@@ -49,9 +49,6 @@ class Shelf:
     async def folders(self, owner: bytes) -> list[bytes]:
         return sorted(folder for whose, folder in self.records if whose == owner)
 
-    async def owners(self) -> list[bytes]:
-        return sorted({whose for whose, _ in self.records})
-
     async def aclose(self) -> None:
         self.closed = True
 
