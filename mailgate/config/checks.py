@@ -284,7 +284,14 @@ def _pop3(settings: Pop3Settings, draft: Draft) -> Iterator[ConfigProblem]:
                 "the other gateways would not know what clients saw here: write url = … of a database that all share",
             )
         return
-    place = "url" if several else "path"
+    if several:
+        yield ConfigProblem(
+            "pop3.gateways",
+            text(settings.gateways),
+            "each gateway must know what clients saw at the others: add [pop3.store] with url = … of a database that "
+            "all share",
+        )
+        return
     needs = {
         "max_age": "a message that was shown once must stay",
         "max_messages": "a message that was shown once must stay",
@@ -297,7 +304,7 @@ def _pop3(settings: Pop3Settings, draft: Draft) -> Iterator[ConfigProblem]:
                 yield ConfigProblem(
                     f"{path}.{option}",
                     text(value) if isinstance(value, str) else str(value),
-                    f"{why}, so this needs a place to remember: add [pop3.store] with {place} = …",
+                    f"{why}, so this needs a place to remember: add [pop3.store] with path = …",
                 )
 
 

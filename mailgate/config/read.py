@@ -235,6 +235,8 @@ def _message(detail: ErrorDetails, location: Location, raw: Mapping[str, Any]) -
         known = re.findall(r'"([^"]*)"', expected)
         return f"must be {expected}" + (suggestion(value, known) if isinstance(value, str) else "")
     if kind == "string_pattern_mismatch":
+        if last == "login_folder":
+            return "must be one of + % / = # -"
         return _PATTERNS.get(model, "must start with a letter or digit; then letters, digits, - _ and .")
     if kind in ("greater_than_equal", "less_than_equal"):
         bound = context["ge"] if kind == "greater_than_equal" else context["le"]

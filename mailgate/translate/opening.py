@@ -16,7 +16,7 @@ from typing import Final
 import trio
 
 from mailgate.config.pop3 import Pop3Policy
-from mailgate.translate.imap_client import ImapClient, Refused, Selected, Vanished
+from mailgate.translate.imap_client import ImapClient, MailboxChanged, Refused, Selected, Vanished
 from mailgate.translate.maildrop import FolderView, Maildrop
 from mailgate.translate.memory import FolderMemory, Snapshot, bound_template
 from mailgate.translate.store import Memories
@@ -175,12 +175,11 @@ class _Opening:
         shown = visible[bisect_left(visible, lowest) :] if lowest > 1 else visible
         unnamed = memory.unnamed(shown)
         await self._name_all(unnamed, template, memory, selected)
-        if taken:
-            self._keep_apart(shown, memory, taken)
+        apart = self._keep_apart(shown, memory, taken) if taken else False
         if shown:
             memory.shown(shown[0])
         folder = OpenFolder(self._name, selected, memory, notes, shown)
-        changed = found.snapshot is not earlier or bool(unnamed) or stored is None or stale
+        changed = found.snapshot is not earlier or bool(unnamed) or apart or stored is None or stale
         if selected.uids_sticky:
             memory.snapshot = found.snapshot
             memory.gone(uids)
@@ -188,6 +187,9 @@ class _Opening:
             await self._measure(folder)
         if changed or settings.size == "exact":
             folder.memory = await self._memories.save(folder.key, folder.memory)
+        if folder.memory.uidvalidity != selected.uidvalidity:
+            # Another session saw another one meanwhile and saved sooner: what is remembered is not of these UIDs.
+            raise MailboxChanged("another session saw another UIDVALIDITY")
         return folder
 
     async def _select(self) -> Selected:
@@ -258,8 +260,11 @@ class _Opening:
             entries[uid] = (template.render(facts, prefix), _key(one, template.needs))
         memory.name(entries)
 
-    def _keep_apart(self, shown: array[int], memory: FolderMemory, taken: set[bytes]) -> None:
-        """Give a number to what has a UIDL of another mailbox's message: both were opened alone before, and alike."""
+    def _keep_apart(self, shown: array[int], memory: FolderMemory, taken: set[bytes]) -> bool:
+        """Give a number to what has a UIDL of another mailbox's message: both were opened alone before, and alike.
+
+        Return whether there was any.
+        """
         uidls = memory.uidls(shown)
         own = memory.taken(1)
         given: set[bytes] = set()
@@ -273,6 +278,7 @@ class _Opening:
                 entries[uid] = (numbered(uidl, held), b"")
                 given.add(entries[uid][0])
         memory.name(entries)
+        return bool(entries)
 
     async def _measure(self, folder: OpenFolder) -> None:
         """Count the octets of messages of which they are not known, by reading each once."""

@@ -168,8 +168,8 @@ def main_pool(servers: str = '["a.internal:993"]', **options: str) -> str:
         (
             TLS + POP3S + MAIN + '[pop3]\ngateways = "several"\nmax_messages = 500\n[[route]]\npool = "main"',
             [
-                "pop3.max_messages = 500: a message that was shown once must stay, so this needs a place to remember: "
-                "add [pop3.store] with url = …",
+                'pop3.gateways = "several": each gateway must know what clients saw at the others: add [pop3.store] '
+                "with url = … of a database that all share",
             ],
         ),
         (

@@ -146,6 +146,7 @@ half_open = 0
         ("[[listener]]\nallow_plaintext_auth = 'yes'", 'allow_plaintext_auth = "yes": must be true or false'),
         ("[[listener]]\nbind = ['\\u001b[31m']", 'bind[0] = "\\\\u001b[31m"'),
         (f"hostname = '{'x' * 100}'", f'hostname = "{"x" * 58}…: not a host name'),
+        ('[pop3]\nlogin_folder = "x"', 'pop3.login_folder = "x": must be one of + % / = # -'),
     ],
 )
 def test_each_mistake_is_told_in_words(source: str, expected: str) -> None:

@@ -312,6 +312,29 @@ async def test_folders_that_were_opened_alone_before_are_merged() -> None:
     found = uidls(await opened(server, kept, b"INBOX", b"Archive"))
     assert found == [b"0000000100000007", b"0000000200000007", b"0000000200000007-2", b"0000000300000007"]
     assert uidls(await opened(server, kept, b"INBOX", b"Archive")) == found
+    # When the one is gone, the other's id does not become its: a client would take it for what it has.
+    server.inbox.expunge(server.inbox.messages[1])
+    assert uidls(await opened(server, kept, b"INBOX", b"Archive")) == [found[0], *found[2:]]
+
+
+async def test_a_session_that_saw_another_uidvalidity_and_saved_sooner_ends_this_one() -> None:
+    class Late(Kept):
+        async def save(self, folder: bytes, memory: FolderMemory) -> FolderMemory:
+            other = FolderMemory(8)
+            other.name({1: (b"other", b"")})
+            return await super().save(folder, memory.merged(other))
+
+    with pytest.raises(MailboxChanged):
+        await opened(filled(2), Late())
+
+
+async def test_a_server_that_goes_back_to_an_earlier_uidvalidity_shows_what_it_showed() -> None:
+    server, kept = filled(6), Kept()
+    first = uidls(await opened(server, kept, max_messages=4))
+    server.inbox.uidvalidity = 9
+    assert not {*uidls(await opened(server, kept, max_messages=2))} & {*first}
+    server.inbox.uidvalidity = 7
+    assert uidls(await opened(server, kept, max_messages=2)) == first
 
 
 # -------------------------------------------------------------------- windows and sizes
