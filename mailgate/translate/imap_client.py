@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from mailgate.translate.imap_bodies import ImapBodies
@@ -30,12 +30,11 @@ from mailgate.wire import mailbox_name
 from mailgate.wire.imap import encode_arguments
 from mailgate.wire.imap_fetch import Event, Found
 from mailgate.wire.imap_list import listed
-from mailgate.wire.imap_overview import NO_DATE, SPARE_ROWS, Overview, OverviewRows
+from mailgate.wire.imap_overview import SPARE_ROWS, Overview, OverviewRows
 from mailgate.wire.imap_response import Response
 from mailgate.wire.imap_sets import COMMAND_LINE, checked_flags, uid_sets
 
 __all__ = [
-    "NO_DATE",
     "QUIRKS",
     "ClientError",
     "ImapClient",
@@ -59,7 +58,6 @@ MODSEQ_LIMIT: Final = (1 << 63) - 1
 
 _FETCHED: Final = ("UID", "FLAGS", "RFC822.SIZE")
 _WANTED: Final = {
-    "internaldate": "INTERNALDATE",
     "emailid": "EMAILID",
     "gm_msgid": "X-GM-MSGID",
     "headers": "BODY.PEEK[HEADER]",
@@ -125,20 +123,17 @@ class ImapClient(ImapBodies):
         want: frozenset[str] = frozenset(),
         *,
         keyword: bytes = b"",
-        fields: Sequence[str] = (),
         digest: Callable[[bytes], bytes] = bytes,
     ) -> Overview:
         """Return what the server tells of the messages from ``first_uid`` on: one round trip, however many there are.
 
-        ``want``: ``internaldate``, ``emailid`` or ``gm_msgid``, ``headers``. ``keyword`` is the flag that ``hidden``
-        shows. ``fields`` are the names of the header fields that are wanted, all by default, and ``digest`` makes of
-        each header what is kept of it. Messages whose FETCH response does not come are asked for once more, after a
-        NOOP (RFC 2683 §3.4.4); those that stay away are gone. Raises Refused.
+        ``want``: ``emailid`` or ``gm_msgid``, ``headers``. ``keyword`` is the flag that ``hidden`` shows, ``digest``
+        makes of each header what is kept of it. Messages whose FETCH response does not come are asked for once more,
+        after a NOOP (RFC 2683 §3.4.4); those that stay away are gone. Raises Refused.
         """
         rows = OverviewRows(
             first_uid=first_uid,
             keyword=keyword,
-            dates="internaldate" in want,
             ids=bool(want & {"emailid", "gm_msgid"}),
             headers="headers" in want,
             digest=digest,
@@ -146,7 +141,7 @@ class ImapClient(ImapBodies):
         )
         if not self.exists:
             return rows.result()
-        items = _items(want, fields)
+        items = _items(want)
         expunged, expected = self.expunged, self.exists
         everything = b"UID FETCH %d:* (%b)" % (first_uid, items)
         if first_uid > 1 or expected <= BATCH:
@@ -275,12 +270,10 @@ def _at_most(limit: int, data: bytes) -> int | None:
     return number if number is not None and number <= limit else None
 
 
-def _items(want: frozenset[str], fields: Sequence[str]) -> bytes:
+def _items(want: frozenset[str]) -> bytes:
     if not want <= _WANTED.keys() or {"emailid", "gm_msgid"} <= want:
         raise ValueError("not what can be wanted")
     items = [*_FETCHED, *(item for name, item in _WANTED.items() if name in want)]
-    if "headers" in want and fields:
-        items[-1] = f"BODY.PEEK[HEADER.FIELDS ({' '.join(fields)})]"
     return " ".join(items).encode("ascii")
 
 

@@ -14,16 +14,12 @@ import re
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import date
 from itertools import islice
 from typing import Final
 
 from mailgate.errors import RemoteProtocolError
 from mailgate.wire.framing import LineBuffer
 from mailgate.wire.imap_fetch import Fetched, Value, body_section
-
-NO_DATE: Final = -(1 << 63)
-"""Stands for a date that the server does not tell."""
 
 SPARE_ROWS: Final = 100_000
 """Rows beyond two for each message that a server may send of its own accord before it is taken for mad."""
@@ -43,17 +39,12 @@ ID_LIMIT: Final = 255
 _NO_SIZE: Final = (1 << 64) - 1
 _DELETED: Final = 1
 _HIDDEN: Final = 2
-_SEEN: Final = 4
 _NO_FLAGS: Final = 128
-_UNIX_EPOCH: Final = date(1970, 1, 1).toordinal()
-_DATE = re.compile(rb" ?(\d\d?-[A-Za-z]{3}-\d{4}) (\d\d):(\d\d):(\d\d) ([+-])(\d\d)(\d\d)")
-_MONTHS: Final = (b"JAN", b"FEB", b"MAR", b"APR", b"MAY", b"JUN", b"JUL", b"AUG", b"SEP", b"OCT", b"NOV", b"DEC")
 _ITEMS: Final = {
     b"UID": (rb"UID ", rb"[0-9]{1,10}", rb""),
     b"FLAGS": (rb"FLAGS \(", rb"[^()\r\n]*", rb"\)"),
     # mail.ru writes numbers with a fraction.
     b"RFC822.SIZE": (rb"RFC822\.SIZE ", rb"[0-9]{1,19}", rb"(?:\.[0-9]{0,3})?"),
-    b"INTERNALDATE": (rb'INTERNALDATE "', rb'[^"\\\r\n]*', rb'"'),
     b"EMAILID": (rb"EMAILID \(", rb'[^()"{ \r\n]{0,255}', rb"\)"),
     b"X-GM-MSGID": (rb"X-GM-MSGID ", rb"[0-9]{1,20}", rb""),
     b"MODSEQ": (rb"MODSEQ \([0-9]{1,20}\)", rb"", rb""),
@@ -112,7 +103,7 @@ class _Marks(dict[bytes, int]):
 
     def __init__(self, keyword: bytes) -> None:
         super().__init__()
-        self._meanings = {rb"\DELETED": _DELETED, rb"\SEEN": _SEEN}
+        self._meanings = {rb"\DELETED": _DELETED}
         if keyword:
             self._meanings[keyword.upper()] = _HIDDEN
 
@@ -131,17 +122,14 @@ class _Marks(dict[bytes, int]):
 class Overview:
     """All messages of a mailbox, ascending by UID.
 
-    ``sizes`` in octets as the server tells them. ``deleted``, ``seen`` and ``hidden`` (the keyword asked for) are 1
-    where the flag is set. ``dates``, seconds since 1970 or NO_DATE, ``ids`` and ``headers`` are None unless asked for;
-    a message without one has an empty one.
+    ``sizes`` in octets as the server tells them. ``deleted`` and ``hidden`` (the keyword asked for) are 1 where the
+    flag is set. ``ids`` and ``headers`` are None unless asked for; a message without one has an empty one.
     """
 
     uids: array[int]
     sizes: array[int]
     deleted: bytes
     hidden: bytes
-    seen: bytes
-    dates: array[int] | None = None
     ids: list[bytes] | None = None
     headers: list[bytes] | None = None
 
@@ -152,9 +140,9 @@ class Overview:
 class OverviewRows:
     """Collects FETCH responses into an :class:`Overview`.
 
-    ``first_uid``: messages with lower UIDs do not matter. ``dates``, ``ids`` and ``headers`` say which columns are
-    wanted. Of each header what ``digest`` makes of it is kept. ``expected``: how many messages there are; with many
-    more rows than that RemoteProtocolError is raised, as for UIDs over 32 bits.
+    ``first_uid``: messages with lower UIDs do not matter. ``ids`` and ``headers`` say which columns are wanted; of each
+    header what ``digest`` makes of it is kept. ``expected``: how many messages there are; with many more rows than
+    that RemoteProtocolError is raised, as for UIDs over 32 bits.
     """
 
     def __init__(
@@ -162,7 +150,6 @@ class OverviewRows:
         *,
         first_uid: int = 1,
         keyword: bytes = b"",
-        dates: bool = False,
         ids: bool = False,
         headers: bool = False,
         digest: Callable[[bytes], bytes] = bytes,
@@ -172,7 +159,6 @@ class OverviewRows:
         self._uids = array("I")
         self._sizes = array("Q")
         self._marks = bytearray()
-        self._dates: array[int] | None = array("q") if dates else None
         self._ids: list[bytes] | None = [] if ids else None
         self._headers: list[bytes] | None = [] if headers else None
         self._digest = digest
@@ -211,9 +197,6 @@ class OverviewRows:
             raise RemoteProtocolError("a UID over 32 bits") from None
         self._marks.extend(map(self._meanings.__getitem__, columns[groups[b"FLAGS"]]))
         count = len(columns[0])
-        if self._dates is not None:
-            group = groups.get(b"INTERNALDATE")
-            self._dates.extend([NO_DATE] * count if group is None else map(timestamp, columns[group]))
         if self._ids is not None:
             group = groups.get(b"EMAILID", groups.get(b"X-GM-MSGID"))
             self._ids.extend([b""] * count if group is None else columns[group])
@@ -233,9 +216,6 @@ class OverviewRows:
             raise RemoteProtocolError("a UID or size over its bits") from None
         known = isinstance(flags, tuple)
         self._marks.append(self._meanings[_words(flags)] if known else _NO_FLAGS)
-        if self._dates is not None:
-            when = items.get(b"INTERNALDATE")
-            self._dates.append(timestamp(when) if isinstance(when, bytes) else NO_DATE)
         if self._ids is not None:
             identity = _words(items.get(b"EMAILID", items.get(b"X-GM-MSGID")))
             self._ids.append(identity if len(identity) <= ID_LIMIT else b"")
@@ -271,8 +251,6 @@ class OverviewRows:
             self._sizes[into] = self._sizes[row]
         if self._marks[row] != _NO_FLAGS:
             self._marks[into] = self._marks[row]
-        if self._dates is not None and self._dates[row] != NO_DATE:
-            self._dates[into] = self._dates[row]
         for column in (self._ids, self._headers):
             if column is not None and column[row]:
                 column[into] = column[row]
@@ -281,8 +259,6 @@ class OverviewRows:
         self._uids = array("I", map(self._uids.__getitem__, rows))
         self._sizes = array("Q", map(self._sizes.__getitem__, rows))
         self._marks = bytearray(map(self._marks.__getitem__, rows))
-        if self._dates is not None:
-            self._dates = array("q", map(self._dates.__getitem__, rows))
         if self._ids is not None:
             self._ids = [self._ids[row] for row in rows]
         if self._headers is not None:
@@ -309,8 +285,6 @@ class OverviewRows:
             self._sizes,
             self._marked(_DELETED),
             self._marked(_HIDDEN),
-            self._marked(_SEEN),
-            self._dates,
             self._ids,
             self._headers,
         )
@@ -329,26 +303,3 @@ def _words(value: Value) -> bytes:
     if isinstance(value, tuple):
         return b" ".join(one for one in value if isinstance(one, bytes))
     return value or b""
-
-
-def timestamp(when: bytes) -> int:
-    """Return an INTERNALDATE as seconds since 1970, NO_DATE if it is none (RFC 9051 §9, date-time)."""
-    match = _DATE.fullmatch(when)
-    if match is None:
-        return NO_DATE
-    day, hours, minutes, seconds, sign, zone_hours, zone_minutes = match.groups()
-    midnight = _midnight(day.upper())
-    if midnight is None:
-        return NO_DATE
-    zone = int(zone_hours) * 3600 + int(zone_minutes) * 60
-    local = midnight + int(hours) * 3600 + int(minutes) * 60 + int(seconds)
-    return local + zone if sign == b"-" else local - zone
-
-
-@functools.lru_cache(maxsize=1024)
-def _midnight(day: bytes) -> int | None:
-    number, month, year = day.split(b"-")
-    try:
-        return (date(int(year), _MONTHS.index(month) + 1, int(number)).toordinal() - _UNIX_EPOCH) * 86_400
-    except ValueError:
-        return None

@@ -34,7 +34,7 @@ class Mailbox:
         return self.selected
 
     async def overview(self, **options: object) -> Overview:
-        return Overview(array("I", [1, 2, 3]), array("Q", [10, 20, 30]), bytearray(3), bytearray(3), None, None, None)
+        return Overview(array("I", [1, 2, 3]), array("Q", [10, 20, 30]), bytes(3), bytes(3))
 
 
 @dataclass

@@ -66,12 +66,10 @@ async def test_reading_a_mailbox(store: Store, user: str) -> None:
         assert selected.uidvalidity > 0
         assert selected.exists == len(messages)
         assert selected.uids_sticky
-        overview = await client.overview(want=frozenset({"internaldate"}))
+        overview = await client.overview()
         assert overview.sizes.tolist() == [len(message) for message in messages]
         assert overview.uids.tolist() == sorted(set(overview.uids))
-        assert not any(overview.deleted + overview.seen + overview.hidden)
-        assert overview.dates is not None
-        assert max(overview.dates) - min(overview.dates) < 600
+        assert not any(overview.deleted + overview.hidden)
         uids = overview.uids.tolist()
 
         # Each is asked for while the one before it is read.
@@ -88,9 +86,9 @@ async def test_reading_a_mailbox(store: Store, user: str) -> None:
         assert await body(client, uids[69], b"TEXT") == b""
         assert (await client.search(b"ALL")).tolist() == uids
 
-        headers = await client.overview(uids[100], frozenset({"headers"}), fields=["Message-ID"], digest=bytes.strip)
+        headers = await client.overview(uids[100], frozenset({"headers"}))
         assert headers.uids.tolist() == uids[100:]
-        assert headers.headers == [b"Message-ID: <%d@example.org>" % (n + 1) for n in range(100, len(uids))]
+        assert headers.headers == [one.partition(b"\r\n\r\n")[0] + b"\r\n\r\n" for one in messages[100:]]
         assert len(await client.overview(uids[-1] + 1)) == 0
 
 
