@@ -2,15 +2,20 @@
 
 What comes is what an IMAP server holds, in pieces cut anywhere. Mail passes by the gigabyte here, and nearly all of it
 needs no change, so the searches are chosen by what they cost: CPython looks for one byte with ``memchr``, which is some
-fifty times faster where the byte is rare than a search for two, or than counting.
+fifty times faster where the byte is rare than a search for two, or than counting. Where it is not, in plain text, one
+expression that looks at each line's end once costs half of what several searches do.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 _CR: Final = 0x0D
 _LF: Final = 0x0A
+
+_CHANGES = re.compile(rb"\n(?:\.|(?<!\r\n))")
+"""A line that begins with a dot, or ends with LF alone."""
 
 _REGULAR_FROM: Final = 4_096
 """Octets from which it pays to look for lines of one length."""
@@ -57,6 +62,10 @@ class MessageEncoder:
         data = bytes(data)
         if self._nul is not None and b"\0" in data:
             data = data.replace(b"\0", self._nul)
+        if self._lines is None and _is_right(data):
+            self.octets += len(data)
+            self._last = data[-1]
+            return data
         if data.startswith(b"\n"):
             # Whether this one is bare only the piece before can tell.
             data = (b"\n" if self._last == _CR else b"\r\n") + _with_crlf(data[1:])
@@ -107,10 +116,15 @@ class MessageEncoder:
         return 0
 
 
+def _is_right(data: bytes) -> bool:
+    """Whether a piece is right as it is, whatever stands before it; not always known."""
+    if data[:1] in (b"", b"\n", b"."):
+        return False
+    return (b"." not in data and _is_regular(data)) or _CHANGES.search(data) is None
+
+
 def _with_crlf(data: bytes) -> bytes:
     """Return ``data``, which does not begin with LF, with CRLF for each bare LF."""
-    if _is_regular(data):
-        return data
     bare = data.replace(b"\r", b"")
     ended = bare.replace(b"\n", b"\r\n")
     if ended == data:

@@ -62,6 +62,13 @@ def test_lines_of_common_servers_go_the_fast_way(line: bytes, step: int) -> None
     assert overview.deleted == bytes(50)
 
 
+def test_a_line_that_is_nearly_ordinary_goes_the_careful_way() -> None:
+    rows = OverviewRows(expected=2)
+    line = LINES["Dovecot"].replace(b")\r\n", b" )\r\n")
+    assert collect(rows, line % (1, 3, 100) + line % (2, 4, 200)) == 2
+    assert rows.result().sizes == array("Q", [100, 200])
+
+
 FLAGS = [b"", b"\\Seen", b"\\DELETED", b"$gone \\Seen", b"\\Deleted $GONE", b"UID 5", b"a[b"]
 ITEM = {
     "uid": st.integers(1, 30).map(lambda uid: b"UID %d" % uid),
