@@ -25,11 +25,11 @@ from mailgate.policy import answers
 from mailgate.session.dialogue import SignedIn
 from mailgate.translate.backend import Backend
 from mailgate.translate.imap_client import ClientError, ImapClient, Refused
-from mailgate.translate.opening import memory_key, open_maildrop
+from mailgate.translate.opening import open_maildrop
 from mailgate.translate.pop3_session import Pop3Session
 from mailgate.translate.refusals import NO_SUCH_FOLDER, refusal_for
 from mailgate.translate.store import Store, open_store, owner_of
-from mailgate.wire.mailbox_name import to_text, to_wire
+from mailgate.wire.mailbox_name import canonical, to_text, to_wire
 
 CAPABILITIES: Final = ("TOP", "UIDL", "UTF8", "LANG", "PIPELINING", "RESP-CODES", "AUTH-RESP-CODE")
 """What a translated session can, whatever its server is."""
@@ -131,7 +131,7 @@ class Translating:
                 return answers.LOGIN_DELAY
             try:
                 held = await self._locks.take(
-                    [b"\0".join((owner, memory_key(one))) for one in folders],
+                    [b"\0".join((owner, canonical(one))) for one in folders],
                     conflict=policy.lock,
                     wait=policy.lock_wait,
                     give_way=lambda: _give_way(holder),

@@ -12,6 +12,7 @@ from mailgate.cli import main
 from mailgate.model import Failure, Protocol, Refusal
 from mailgate.observe.families import FAMILIES
 from mailgate.policy import access, answers
+from mailgate.translate import refusals
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -66,7 +67,8 @@ def test_every_capability_and_refused_command_is_documented_with_its_reason() ->
 
 def test_every_reason_is_explained() -> None:
     text = (DOCS / "logs.md").read_text("utf-8")
-    reasons = {one.reason for one in vars(answers).values() if isinstance(one, Refusal)}
+    fixed = [*vars(answers).values(), *vars(refusals).values(), *refusals._BY_CODE.values()]
+    reasons = {one.reason for one in fixed if isinstance(one, Refusal)}
     reasons |= {answers.refusal_for(failure).reason for failure in Failure}
     assert sorted(reason for reason in reasons if f"`{reason}`" not in text) == []
 

@@ -14,7 +14,7 @@ from typing import Final, Protocol
 from mailgate.config.pop3 import Pop3Policy, WithoutUidplus
 from mailgate.model import Refusal
 from mailgate.translate.imap_client import ImapClient, Refused, Selected
-from mailgate.wire.mailbox_name import is_inbox, to_wire
+from mailgate.wire.mailbox_name import canonical, to_wire
 
 
 class OpenFolder(Protocol):
@@ -136,4 +136,4 @@ def _gmail(capabilities: frozenset[str]) -> bool:
 
 def same_mailbox(one: bytes, other: bytes) -> bool:
     """Return whether both are the name of the same mailbox."""
-    return one == other or (is_inbox(one) and is_inbox(other))
+    return canonical(one) == canonical(other)

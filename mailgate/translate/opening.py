@@ -23,6 +23,7 @@ from mailgate.translate.store import Memories
 from mailgate.translate.survey import Asking, Known, Survey, known, survey
 from mailgate.translate.uidl import BY_HEADER, Facts, Template, folder_id, folder_prefix, numbered
 from mailgate.wire.dotted import MessageEncoder
+from mailgate.wire.mailbox_name import canonical
 
 MEASURED_AT_ONCE: Final = 500
 """Messages that are counted between two writes to the store: a client that gives up waits for less next time."""
@@ -53,8 +54,8 @@ class OpenFolder:
 
     @property
     def key(self) -> bytes:
-        """The name that memories have: INBOX is one mailbox however it is spelt."""
-        return memory_key(self.name)
+        """The name under which it is remembered."""
+        return canonical(self.name)
 
 
 @dataclass(slots=True)
@@ -86,11 +87,6 @@ class Opened:
         """Keep what this session learnt; raises StoreFailed. What clients have seen was kept before they saw it."""
         for folder in self.folders:
             folder.memory = await memories.save(folder.key, folder.memory)
-
-
-def memory_key(folder: bytes) -> bytes:
-    """Return the name under which a mailbox is remembered."""
-    return b"INBOX" if folder.upper() == b"INBOX" else folder
 
 
 def template_for(client: ImapClient, selected: Selected, text: str) -> tuple[Template, tuple[str, ...]]:
@@ -148,7 +144,7 @@ class _Opening:
         """Return the open mailbox; ``taken`` are the UIDLs of mailboxes before it."""
         client, settings = self._client, self._settings
         # What is remembered is older than what the server says next, so that a lower UIDNEXT means a server set back.
-        stored = await self._memories.load(memory_key(self._name))
+        stored = await self._memories.load(canonical(self._name))
         selected = await self._select()
         template, notes = template_for(client, selected, settings.uidl)
         memory = stored if stored is not None else FolderMemory(selected.uidvalidity)

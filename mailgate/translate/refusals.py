@@ -21,7 +21,6 @@ STORE_FAILED: Final = Refusal("store_failed", _TEMPORARY, "UNAVAILABLE", "SYS/TE
 MISCONFIGURED: Final = Refusal("proxy_dest_internal_failure", _PERMANENT, "CONTACTADMIN", "SYS/PERM")
 VANISHED: Final = Refusal("message_vanished", "This message was removed by another client.")
 MAILBOX_REFUSED: Final = Refusal("mailbox_refused", _TEMPORARY, "UNAVAILABLE", "SYS/TEMP")
-
 NO_SUCH_FOLDER: Final = Refusal("mailbox_nonexistent", "There is no such mailbox.", "NONEXISTENT", "SYS/PERM")
 
 _LIMITED: Final = Refusal("proxy_dest_connection_limit", "Too much was asked of the mail server, wait.", "LIMIT")

@@ -26,6 +26,7 @@ from types import MappingProxyType
 from typing import Final, Protocol
 
 from mailgate.errors import MailgateError
+from mailgate.wire.mailbox_name import canonical
 
 LONGEST: Final = 70
 """Characters of a UIDL at most (RFC 1939 §7); each of them is one of 0x21 to 0x7E."""
@@ -368,8 +369,7 @@ def header_hash(header: bytes, algorithm: str = "md5") -> bytes:
 
 def folder_id(folder: bytes) -> bytes:
     """Return the short id of a folder: eight hexadecimal digits that its name alone decides."""
-    name = b"INBOX" if folder.upper() == b"INBOX" else folder
-    return hashlib.sha256(name).hexdigest()[:8].encode("ascii")
+    return hashlib.sha256(canonical(folder)).hexdigest()[:8].encode("ascii")
 
 
 def folder_prefix(folder: bytes) -> bytes:

@@ -12,14 +12,13 @@ from dataclasses import dataclass, field
 from mailgate.errors import MailgateError
 from mailgate.translate.imap_client import ImapClient, Vanished
 from mailgate.translate.memory import FolderMemory
-from mailgate.translate.opening import memory_key
 from mailgate.translate.store import Memories
 from mailgate.translate.uidl import header_hash, is_valid
 from mailgate.uidls.comparing import Listing
 from mailgate.uidls.files import Known, UidList
 from mailgate.uidls.matching import Matches, Message, by_body, by_file, by_header, by_size, by_uid
 from mailgate.uidls.pop3_server import MessageDigest, Pop3Server
-from mailgate.wire.mailbox_name import to_wire
+from mailgate.wire.mailbox_name import canonical, to_wire
 
 
 @dataclass(slots=True)
@@ -125,7 +124,7 @@ async def keep(client: ImapClient, memories: Memories, folder: bytes, imported: 
     assert selected is not None
     if not selected.uids_sticky:
         raise MailgateError("the server's UIDs last as long as a session: nothing can be remembered by them")
-    key = memory_key(folder)
+    key = canonical(folder)
     memory = await memories.load(key)
     if memory is None:
         memory = FolderMemory(selected.uidvalidity)
@@ -149,7 +148,7 @@ async def keep(client: ImapClient, memories: Memories, folder: bytes, imported: 
 async def remembered(client: ImapClient, memories: Memories, folder: str) -> list[tuple[str, int, int, bytes]]:
     """Return mailbox, UIDVALIDITY, UID and unique-id of each message that has one. Raises MailgateError."""
     name = to_wire(folder)
-    memory = await memories.load(memory_key(name))
+    memory = await memories.load(canonical(name))
     selected = await client.select(name)
     if memory is None or memory.uidvalidity != selected.uidvalidity:
         return []

@@ -37,9 +37,9 @@ def checked(name: bytes) -> bytes:
     return name
 
 
-def is_inbox(name: bytes) -> bool:
-    """Return whether this is the one mailbox whose name is the same in any case (RFC 3501 §5.1)."""
-    return name.upper() == b"INBOX"
+def canonical(name: bytes) -> bytes:
+    """Return the one spelling of a mailbox's name: INBOX is the same in any case (RFC 3501 §5.1), others are not."""
+    return b"INBOX" if name.upper() == b"INBOX" else name
 
 
 def _shifted(found: re.Match[str]) -> str:
