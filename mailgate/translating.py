@@ -234,10 +234,12 @@ class Stores:
 def split(user: bytes, sign: bytes) -> tuple[bytes, bytes] | None:
     """Return the user and the mailbox that a name such as ``anna+Archive@example.org`` carries, ``None`` if none.
 
-    The mailbox stands behind the sign, before the domain or behind it.
+    The mailbox stands behind the sign, before the domain or behind it; not behind it where the sign is one of domains'.
     """
     name, at, domain = user.rpartition(b"@")
     if at and sign not in name:
+        if sign == b"-":
+            return None
         domain, _, folder = domain.partition(sign)
         whole = name + at + domain
     elif at:

@@ -606,6 +606,11 @@ def test_a_user_name_that_carries_a_mailbox(user: bytes, found: tuple[bytes, byt
     assert split(user, b"+") == found
 
 
+def test_a_domain_with_a_hyphen_carries_no_mailbox() -> None:
+    assert split(b"joe@my-company.example", b"-") is None
+    assert split(b"joe-Archive@my-company.example", b"-") == (b"joe@my-company.example", b"Archive")
+
+
 @pytest.mark.parametrize(
     ("folder", "wire"),
     [

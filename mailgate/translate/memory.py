@@ -168,7 +168,7 @@ class FolderMemory:
         if not alone or self.exceptions or self.orphans:
             taken = self.taken(len(uids))
             clashing = [uid for uid in uids if taken(template.of_uid(uid))]
-            self.name({uid: (template.of_uid(uid), b"") for uid in clashing})
+            self.name({uid: (template.of_uid(uid), _by_uid(self.uidvalidity, uid)) for uid in clashing})
         start = 0
         for end in [*(bisect_left(uids, span.first) for span in self.spans), len(uids)]:
             if start < end:
@@ -267,10 +267,14 @@ class FolderMemory:
         One that comes back, as after some days on a replica, has the UIDLs again that were made of its UIDs.
         """
         lost = [*self.orphans.entries().values(), *self.exceptions.entries().values()]
+        own = _by_uid(uidvalidity)
+        found = {struct.unpack("<I", entry[1][len(own) :])[0]: entry for entry in lost if entry[1].startswith(own)}
+        lost = [entry for entry in lost if not entry[1].startswith(own)]
         orphans = Exceptions.of(dict(enumerate(lost[-ORPHANS_KEPT:], 1)))
         retired = [span for span in self.retired if span.uidvalidity != uidvalidity]
         retired = list(dict.fromkeys(chain(retired, self._retiring())))
         memory = FolderMemory(uidvalidity, retired=retired[-RETIRED_KEPT:], orphans=orphans)
+        memory.exceptions = Exceptions.of(found)
         back = [span for span in self.retired if uidvalidity and span.uidvalidity == uidvalidity]
         for span in sorted(back, key=lambda span: (span.first, -span.last)):
             if not memory.spans or span.first > memory.spans[-1].last:
@@ -469,6 +473,11 @@ class _Mixed:
     def among(self, indexes: Sequence[int]) -> list[bytes]:
         """See :class:`~mailgate.translate.uidl.Uidls`."""
         return list(map(self.__getitem__, indexes))
+
+
+def _by_uid(uidvalidity: int, uid: int | None = None) -> bytes:
+    """Return the key of a message that its UID alone finds again, or what such keys of a UIDVALIDITY begin with."""
+    return b"U" + struct.pack("<I", uidvalidity) + (b"" if uid is None else struct.pack("<I", uid))
 
 
 def bound_template(template: Template, uidvalidity: int, folder: bytes, prefix: bytes = b"") -> Template:
