@@ -39,6 +39,7 @@ SILENCE = 120.0
 
 WORD = "word"
 MANY, LARGE, SMALL = "many@example.org", "large@example.org", "small@example.org"
+PLAIN = "plain@example.org"
 SMALL_SIZE = 2_048
 OPENED_SIZE = 600
 WAYS = ("dovecot", "proxy", "translated")
@@ -140,9 +141,9 @@ def opened(port: int, amounts: Amounts) -> int:
     return count
 
 
-def retrieved(port: int, amounts: Amounts) -> int:
+def retrieved(port: int, amounts: Amounts, user: str = LARGE) -> int:
     """Retrieve large messages one after the other and return the octets."""
-    client = Client(port, LARGE)
+    client = Client(port, user)
     octets = sum(client.listing(f"RETR {number + 1}") for number in range(amounts.large))
     client.ask("QUIT")
     client.close()
@@ -183,6 +184,14 @@ JOBS = {
     "open": Job("Opening, and QUIT", opened, "near", 0.0, "CPU-ms of {}", "seconds"),
     "again": Job("Opening what is remembered, and QUIT", opened, "kept", 0.0, "CPU-ms of {}", "seconds"),
     "retr": Job("RETR of large messages", retrieved, "near", 1e9, "CPU-s of {} per GB", "MB/s"),
+    "plain": Job(
+        "RETR of large messages of plain text",
+        lambda port, amounts: retrieved(port, amounts, PLAIN),
+        "near",
+        1e9,
+        "CPU-s of {} per GB",
+        "MB/s",
+    ),
     "ahead": Job(
         "RETR 1, 2, 3 …, far", lambda p, a: walked(p, a, in_order=True), "far", 1.0, "CPU-ms of {} each", "ms each"
     ),
@@ -218,6 +227,18 @@ def fill(server: Dovecot, user: str, count: int, mail: bytes) -> None:
     server.add_user(user, WORD)
 
 
+def plain_text(size: int) -> bytes:
+    """Return a message of words in lines of all lengths, as people write them."""
+    chance = random.Random(1)
+    words = ["".join(chance.choices("etaoinshrdlu,.", k=chance.randint(1, 9))) for _ in range(3000)]
+    lines = [b"Subject: plain text", b""]
+    octets = sum(map(len, lines))
+    while octets < size:
+        lines.append(" ".join(chance.choices(words, k=chance.randint(2, 13))).lstrip(".").encode())
+        octets += len(lines[-1]) + 2
+    return b"\r\n".join((*lines, b""))
+
+
 @contextlib.contextmanager
 def yard(folder: Path, amounts: Amounts) -> Iterator[Yard]:
     """Run everything, with the three mailboxes filled."""
@@ -232,6 +253,7 @@ def yard(folder: Path, amounts: Amounts) -> Iterator[Yard]:
         server = stack.enter_context(dovecot(find("dovecot"), below, certificate, key))
         fill(server, MANY, amounts.messages, message(OPENED_SIZE))
         fill(server, LARGE, amounts.large, message(amounts.large_octets))
+        fill(server, PLAIN, amounts.large, plain_text(amounts.large_octets))
         fill(server, SMALL, amounts.small, message(SMALL_SIZE))
         # Dovecot looks at the file of users once in a second.
         time.sleep(1.1)
@@ -327,7 +349,7 @@ def markdown(raw: Raw, amounts: Amounts) -> str:
             "| | " + " | ".join(WAYS) + " | translated to dovecot | translated to proxy |",
         ]
         lines.append("|---|" + "---:|" * (len(WAYS) + 2))
-        scale = 1.0 if name == "retr" else 1000.0
+        scale = 1.0 if job.unit == 1e9 else 1000.0
         rows = {
             job.rate: ("seconds", scale if job.unit else 1.0),
             job.cpu.format("mailgate"): ("gateway_cpu", scale),
