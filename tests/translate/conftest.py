@@ -1,4 +1,4 @@
-"""The databases that stores are tested on: one of each for all tests of this folder."""
+"""The databases that stores are tested on, one of each for all tests of this folder; sizes of bursts."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 
 from tests.conftest import needed
 from tests.support.databases import Database, mariadb, postgres_program, postgresql
+from tests.translate.imap import SIZES
 
 
 @pytest.fixture(scope="session")
@@ -29,3 +30,9 @@ def mariadb_server() -> Iterator[Database]:
         mariadb(needed("mariadbd"), Path(folder)) as running,
     ):
         yield running
+
+
+@pytest.fixture(params=SIZES)
+def size(request: pytest.FixtureRequest) -> int:
+    """Of the buffer that bursts are read into."""
+    return int(request.param)

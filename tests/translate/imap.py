@@ -65,3 +65,13 @@ SELECT = """
 def selecting(exists: int) -> str:
     """Return the script of a mailbox being selected, by the client's first command."""
     return SELECT.format(exists=exists)
+
+
+async def body_of(client: ImapClient, uid: int, section: bytes = b"", *part: int) -> bytes:
+    """Receive a message, or a section of it, whole."""
+    announced = await client.begin_body(uid, section, *part)
+    whole = b""
+    while (piece := await client.next_piece()) is not None:
+        whole += piece
+    assert len(whole) == announced
+    return whole
