@@ -1,11 +1,7 @@
-"""From a POP3 login to an open maildrop on an IMAP server, and the whole session behind it, cut at every place."""
+"""From a POP3 login to an open maildrop on an IMAP server."""
 
 from __future__ import annotations
 
-import itertools
-from collections import Counter
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,163 +10,25 @@ import trio
 import trio.testing
 
 from mailgate import translating
-from mailgate.config import Config, parse
 from mailgate.errors import UpstreamFailed
-from mailgate.events import CommandFinished, LimitStruck, MaildropClosed, MaildropOpened, SessionClosed, UpstreamRefused
-from mailgate.ledger import LoginDelays, MaildropLocks, Register
+from mailgate.events import LimitStruck, MaildropClosed, MaildropOpened, UpstreamRefused
 from mailgate.model import End, Failure, Login, Mechanism, Peer, Protocol, Route, Secret, Session, Side
 from mailgate.session.dialogue import SignedIn
 from mailgate.translate.imap_client import Refused
 from mailgate.translate.opening import open_maildrop
 from mailgate.translate.store_backend import StoreFailed
-from mailgate.translating import CAPABILITIES, LIMITED_SECONDS, Stores, Translating, asked_folder, split
-from mailgate.workers.bus import AloneBus
+from mailgate.translating import CAPABILITIES, LIMITED_SECONDS, Stores, asked_folder, split
 from tests.session.conftest import (
     OAUTHBEARER,
     PLAIN,
-    UPSTREAM,
     XOAUTH2,
     FakeSignedIn,
     World,
     b64,
-    on_stage,
-    session_for,
 )
-from tests.support.dialogue import Mismatch, Stage, Wire, shown
-from tests.support.mailbox import Folder, Store, serve
-
-CONFIG = """
-    [[listener]]
-    name = "test"
-    protocol = "pop3"
-    bind = ["127.0.0.1:1"]
-    tls = "off"
-    [pool.main]
-    protocol = "imap"
-    servers = ["127.0.0.1:2"]
-    tls = "off"
-    [[route]]
-    name = "default"
-    pool = "main"
-    [pop3]
-"""
-
-
-def toml(value: object) -> str:
-    if isinstance(value, dict):
-        return "{ " + ", ".join(f"{name} = {toml(one)}" for name, one in value.items()) + " }"
-    return str(value).lower() if isinstance(value, bool | int) else repr(value)
-
-
-def configured(**pop3: Any) -> Config:
-    lines = [f"{name} = {toml(value)}" for name, value in pop3.items()]
-    return parse(CONFIG + "\n".join(lines), base=Path("/x"), environ={})
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-class Machine:
-    """What the sessions of one machine share: locks, delays, the server and its mailboxes."""
-
-    def __init__(self, *, capabilities: str = "UIDPLUS MOVE SPECIAL-USE", **pop3: Any) -> None:
-        register = Register.create()
-        self.locks = MaildropLocks(register, AloneBus(lambda error: None))
-        self.clock = Clock()
-        self.delays = LoginDelays(register, self.clock)
-        self.config = configured(**pop3)
-        self.store = Store(capabilities)
-        for number in (1, 2, 3):
-            self.store.inbox.add(f"mail {number}")
-        self.stores = Stores()
-        self.wires: list[Wire] = []
-
-    def world(self) -> Translated:
-        return Translated(self)
-
-
-async def served(store: Store, stream: trio.abc.Stream) -> None:
-    """Be the IMAP server of one connection, which its client may drop at any time."""
-    with suppress(trio.BrokenResourceError):
-        await serve(store, stream)
-
-
-class Translated(World):
-    """A client of the machine, whose login leads to the model of an IMAP server."""
-
-    def __init__(self, machine: Machine) -> None:
-        super().__init__(Stage(), known=[UPSTREAM])
-        self.machine = machine
-        self.nursery: trio.Nursery
-        self.dial_fails: list[Failure] = []
-        self.translating = Translating(
-            machine.config,
-            self.stage.emit,
-            self.buffer,
-            machine.locks,
-            machine.delays,
-            machine.stores.get(machine.config.pop3.store),
-        )
-
-    async def dial(self) -> SignedIn:
-        await trio.lowlevel.checkpoint()
-        if self.dial_fails:
-            raise UpstreamFailed(self.dial_fails.pop(0), "login/banner", "as the test wants it")
-        near, far = trio.testing.memory_stream_pair()
-        wire = Wire(near)
-        self.machine.wires.append(wire)
-        self.nursery.start_soon(served, self.machine.store, far)
-        return FakeSignedIn(wire, capabilities=self.machine.store.capabilities | {"IMAP4REV1"})
-
-    async def open(self, route: Route, login: Login, session: Session) -> Any:
-        self.logins.append(login)
-        rewritten = self.translating.rewritten(login)
-        plain, folder = rewritten or (login, None)
-        policy = self.translating.policy(route, login.protocol)
-        assert policy is not None
-        return await self.translating.open(policy, plain, session, self.dial, folder)
-
-    @property
-    def told(self) -> str:
-        return " ".join(shown(event) for event in self.stage.events)
-
-
-@asynccontextmanager
-async def client(machine: Machine, **options: Any) -> AsyncIterator[Translated]:
-    """Serve a client of a machine; behind the body everything must be closed and let go."""
-    world = machine.world()
-    async with trio.open_nursery() as world.nursery:
-        async with on_stage("pop3", world, allow_plaintext_auth=True, **options):
-            yield world
-        await trio.testing.wait_all_tasks_blocked()
-        assert [wire.closed for wire in machine.wires] == [True] * len(machine.wires)
-        world.nursery.cancel_scope.cancel()
-    assert len(machine.locks) == 0
-
-
-@asynccontextmanager
-async def client_beside(machine: Machine) -> AsyncIterator[Translated]:
-    """Serve one more client of a machine while another is there."""
-    world = machine.world()
-    async with trio.open_nursery() as world.nursery:
-        async with on_stage("pop3", world, allow_plaintext_auth=True):
-            yield world
-        world.nursery.cancel_scope.cancel()
-
-
-LOGIN = """
-    S: +OK <*>
-    C: USER joe
-    S: +OK <*>
-    C: PASS secret
-"""
-IN = f"{LOGIN}\nS: +OK Logged in"
-
+from tests.support.dialogue import Wire
+from tests.support.mailbox import Folder
+from tests.support.translated import IN, LOGIN, Machine, client, client_beside, configured
 
 # -------------------------------------------------------------------- signing in
 
@@ -653,133 +511,3 @@ async def test_a_store_is_opened_once_for_all_configurations(tmp_path: Path) -> 
     assert stores.get(settings) is stores.get(settings)
     assert stores.get(None) is not stores.get(settings)
     await stores.aclose()
-
-
-# -------------------------------------------------------------------- cut at every place
-
-SCENE = f"""
-    {IN}
-    C: RETR 1
-    S: +OK <*>
-    S: Subject: mail 1
-    S:
-    S: mail 1
-    S: .
-    C: DELE 1
-    S: +OK <*>
-    C: TOP 2 1
-    S: +OK <*>
-    S: Subject: mail 2
-    S:
-    S: mail 2
-    S: .
-    C: DELE 3
-    S: +OK <*>
-    C: QUIT
-    S: +OK Bye
-    closed: client
-"""
-
-
-class Cutter(trio.abc.Instrument):
-    """Does something to a session after its ``at``-th step."""
-
-    def __init__(self, at: int, action: Callable[[Translated, trio.CancelScope], None], world: Translated) -> None:
-        self.at = at
-        self.steps = 0
-        self.root: trio.lowlevel.Task | None = None
-        self.world = world
-        self.scope = trio.CancelScope()
-        self._action = action
-
-    def after_task_step(self, task: trio.lowlevel.Task) -> None:
-        if task is self.root:
-            self.steps += 1
-            if self.steps == self.at:
-                self._action(self.world, self.scope)
-
-
-def cancel(world: Translated, scope: trio.CancelScope) -> None:
-    scope.cancel()
-
-
-def reset_client(world: Translated, scope: trio.CancelScope) -> None:
-    world.stage.near_client.reset()
-
-
-def reset_server(world: Translated, scope: trio.CancelScope) -> None:
-    if world.machine.wires:
-        world.machine.wires[-1].reset()
-
-
-def kick(world: Translated, scope: trio.CancelScope) -> None:
-    assert world.session is not None
-    world.watch.end(world.session, "kicked")
-
-
-async def cut(at: int, action: Callable[[Translated, trio.CancelScope], None]) -> Cutter:
-    machine = Machine()
-    world = machine.world()
-    cutter = Cutter(at, action, world)
-    serve_client = session_for("pop3", world, {"allow_plaintext_auth": True})
-
-    async def session() -> None:
-        cutter.root = trio.lowlevel.current_task()
-        with cutter.scope:
-            await serve_client()
-
-    async def play() -> None:
-        try:
-            await world.stage.play(SCENE)
-        except (Mismatch, trio.BrokenResourceError, trio.ClosedResourceError):
-            if cutter.steps < at:
-                raise
-
-    trio.lowlevel.add_instrument(cutter)
-    async with trio.open_nursery() as world.nursery:
-        world.nursery.start_soon(world.watch.run)
-        async with trio.open_nursery() as scene:
-            scene.start_soon(session)
-            scene.start_soon(play)
-            await world.ended.wait()
-            await trio.testing.wait_all_tasks_blocked()
-            if cutter.steps >= at:
-                scene.cancel_scope.cancel()
-        world.nursery.cancel_scope.cancel()
-    return cutter
-
-
-@pytest.mark.parametrize("action", [cancel, reset_client, reset_server, kick])
-def test_a_session_that_is_cut_anywhere_leaves_nothing_behind(
-    action: Callable[[Translated, trio.CancelScope], None],
-) -> None:
-    for at in itertools.count(1):
-        cutter = trio.run(cut, at, action, clock=trio.testing.MockClock(autojump_threshold=0))
-        world = cutter.world
-        check(world)
-        if cutter.steps < at:
-            break
-    assert at > 40, "the scene has this many places at least"
-    assert world.machine.store.inbox.contents() == ["mail 2"]
-
-
-def check(world: Translated) -> None:
-    machine, stage = world.machine, world.stage
-    assert stage.near_client.closed
-    assert all(wire.closed for wire in machine.wires)
-    assert (len(machine.locks), len(world.watch), world.gate.sessions) == (0, 0, 0)
-    assert sum(isinstance(event, SessionClosed) for event in stage.events) == 1
-    assert isinstance(stage.events[-1], SessionClosed)
-    commands = [event for event in stage.events if isinstance(event, CommandFinished)]
-    assert not Counter(event.verb for event in commands) - Counter(["RETR", "DELE", "TOP", "DELE", "QUIT"])
-    assert world.session is not None
-    assert world.session.commands == len(commands)
-    assert sum(told.received for told in stage.relayed) == world.session.bytes_in
-    assert sum(told.sent for told in stage.relayed) == world.session.bytes_out
-    # Without QUIT nothing is deleted, with it all that was marked and nothing else.
-    closed = [event for event in stage.events if isinstance(event, MaildropClosed)]
-    removed = sorted(content for _, content in machine.store.removed)
-    assert removed == (["mail 1", "mail 3"] if closed else [])
-    assert [(event.removed, event.kept) for event in closed] == [(2, 0)] * len(closed)
-    flags = set().union(*(mail.flags for mail in machine.store.inbox.mails.values()))
-    assert not flags
