@@ -16,6 +16,7 @@ from typing import Final
 import trio
 
 from mailgate.config.pop3 import Pop3Policy
+from mailgate.translate.columns import among
 from mailgate.translate.imap_client import ImapClient, MailboxChanged, Refused, Selected, Vanished
 from mailgate.translate.maildrop import FolderView, Maildrop
 from mailgate.translate.memory import FolderMemory, Snapshot, bound_template
@@ -220,9 +221,9 @@ class _Opening:
             lowest = max(lowest, young[0] if young else visible[-1] + 1)
         if memory.window:
             lowest = min(lowest, memory.window)
-        elif memory.exceptions:
+        if memory.exceptions and memory.exceptions.uids[0] < lowest:
             # They kept their UIDLs over a change of UIDVALIDITY, or were imported: clients have seen them.
-            lowest = min(lowest, memory.exceptions.uids[0])
+            lowest = next((uid for uid in memory.exceptions.uids if uid >= lowest or among(visible, uid)), lowest)
         return lowest
 
     async def _name_all(

@@ -340,6 +340,19 @@ async def test_a_server_that_goes_back_to_an_earlier_uidvalidity_shows_what_it_s
 # -------------------------------------------------------------------- windows and sizes
 
 
+async def test_a_window_opens_for_what_is_imported_after_the_first_login() -> None:
+    server, kept = filled(6), Kept()
+    assert uids(await opened(server, kept, max_messages=2)) == [5, 6]
+    memory = await kept.load(b"INBOX")
+    assert memory is not None
+    memory.name({2: (b"gone", b""), 3: (b"old", b"")}, exact=True)
+    await kept.save(b"INBOX", memory)
+    server.inbox.expunge(server.inbox.messages[1])
+    found = await opened(server, kept, max_messages=2)
+    assert uids(found) == [3, 4, 5, 6]
+    assert uidls(found)[0] == b"old"
+
+
 async def test_a_window_of_messages_never_closes_over_what_was_shown() -> None:
     server, kept = filled(6), Kept()
     assert uids(await opened(server, kept, max_messages=3)) == [4, 5, 6]
