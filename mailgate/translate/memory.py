@@ -368,7 +368,10 @@ class FolderMemory:
             both.orphans = Exceptions.of(dict(enumerate(chain(stored.orphans.entries().values(), lost), 1)))
         for span in self.spans:
             both._fill(span)
+        # What is an exception here over a span of both, as an import makes it, is newer than that span. Where only
+        # the other one has a span, two sessions saw the message for the first time, and the other one was sooner.
         known = set(stored.exceptions.uids)
+        known |= {uid for uid in self.exceptions.uids if stored._span(uid) and not self._span(uid)}
         both.name({uid: entry for uid, entry in self.exceptions.entries().items() if uid not in known})
         if self.window:
             both.shown(self.window)

@@ -184,6 +184,9 @@ class _Opening:
             await self._measure(folder)
         if changed or settings.size == "exact":
             folder.memory = await self._memories.save(folder.key, folder.memory)
+            if taken and folder.memory is not memory and self._keep_apart(shown, folder.memory, taken):
+                # What another session saved meanwhile may be like another mailbox's.
+                folder.memory = await self._memories.save(folder.key, folder.memory)
         if folder.memory.uidvalidity != selected.uidvalidity:
             # Another session saw another one meanwhile and saved sooner: what is remembered is not of these UIDs.
             raise MailboxChanged("another session saw another UIDVALIDITY")

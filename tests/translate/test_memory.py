@@ -326,7 +326,7 @@ def test_merged_memories_keep_what_either_showed(mine: FolderMemory, stored: Fol
     stored.uidvalidity = mine.uidvalidity
     before = {uid: stored.uidl(uid) for uid in range(1, 61)}
     merged = copy(mine).merged(copy(stored))
-    own = dict.fromkeys(mine.exceptions.uids)
+    own = {uid for uid in mine.exceptions.uids if mine._span(uid) is not None}
     for uid in range(1, 61):
         named = before[uid] is not None and (uid in stored.exceptions.uids or uid not in own)
         assert merged.uidl(uid) == before[uid] or not named
@@ -334,6 +334,18 @@ def test_merged_memories_keep_what_either_showed(mine: FolderMemory, stored: Fol
     names = [merged.uidls([uid])[0] for uid in merged.exceptions.uids]
     assert len(set(names)) == len(names)
     assert copy(merged) == merged
+
+
+def test_of_two_first_sessions_with_other_templates_the_one_that_saved_sooner_names_the_messages() -> None:
+    stored, mine = FolderMemory(7), FolderMemory(7)
+    stored.freeze([1, 2], bound("dovecot"))
+    mine.name({1: (b"<a@b>", b"H1"), 2: (b"<c@d>", b"H2"), 3: (b"<e@f>", b"H3")})
+    assert seen(mine.merged(copy(stored)), 1, 2, 3) == [*seen(stored, 1, 2), b"<e@f>"]
+    # An import names what a span did, and goes before it.
+    imported = copy(stored)
+    imported.name({2: (b"imported", b"H2")}, exact=True)
+    stored.freeze([3], bound("dovecot"))
+    assert seen(imported.merged(stored), 1, 2, 3) == [seen(stored, 1)[0], b"imported", seen(stored, 3)[0]]
 
 
 def test_of_two_uidvalidities_the_later_one_stays_and_the_other_is_not_given_again() -> None:

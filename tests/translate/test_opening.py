@@ -317,6 +317,22 @@ async def test_folders_that_were_opened_alone_before_are_merged() -> None:
     assert uidls(await opened(server, kept, b"INBOX", b"Archive")) == [found[0], *found[2:]]
 
 
+async def test_what_another_session_saved_sooner_is_kept_apart_from_another_mailbox_too() -> None:
+    class Late(Kept):
+        async def save(self, folder: bytes, memory: FolderMemory) -> FolderMemory:
+            if folder == b"Archive" and folder not in self.records:
+                other = FolderMemory(7)
+                other.name({2: (b"0000000200000007", b"")})
+                memory = memory.merged(other)
+            return await super().save(folder, memory)
+
+    server, kept = filled(2), Late()
+    server.folders[b"Archive"] = Mailbox(messages=[Message(2, 1)], uidnext=3)
+    for _ in range(2):
+        found = uidls(await opened(server, kept, b"INBOX", b"Archive"))
+        assert found == [b"0000000100000007", b"0000000200000007", b"0000000200000007-2"]
+
+
 async def test_a_session_that_saw_another_uidvalidity_and_saved_sooner_ends_this_one() -> None:
     class Late(Kept):
         async def save(self, folder: bytes, memory: FolderMemory) -> FolderMemory:
