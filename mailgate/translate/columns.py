@@ -29,7 +29,6 @@ LARGEST: Final = 1 << 28
 _CODES: Final = "BHIQ"
 _VALID_TEXT: Final = re.compile(rb"[\x21-\x7e]*")
 _HEAD: Final = b"mgm"
-_DAMAGED: Final = "what is remembered of a folder is damaged"
 
 
 class Exceptions:
@@ -158,6 +157,11 @@ def counted(value: bytes) -> bytes:
     return struct.pack("<I", len(value)) + value
 
 
+def damaged(how: object) -> ValueError:
+    """Return the error for bytes that cannot be what was packed."""
+    return ValueError(f"what is remembered of a folder is damaged: {how}")
+
+
 def packed(pieces: Iterable[bytes]) -> bytes:
     """Put pieces into one compressed part."""
     return b"%b%c%b" % (_HEAD, VERSION, zlib.compress(b"".join(pieces), 6))
@@ -173,9 +177,9 @@ def unpacked(data: bytes) -> bytes:
     try:
         content = unpacker.decompress(data[4:], LARGEST)
     except zlib.error as error:
-        raise ValueError(f"{_DAMAGED}: {error}") from error
+        raise damaged(error) from error
     if not unpacker.eof or unpacker.unused_data:
-        raise ValueError(f"{_DAMAGED}: it does not end where it should")
+        raise damaged("it does not end where it should")
     return content
 
 
@@ -197,7 +201,7 @@ class Reader:
     def take(self, size: int) -> bytes:
         """Read so many bytes."""
         if size > len(self._data) - self._at:
-            raise ValueError(f"{_DAMAGED}: it is too short")
+            raise damaged("it is too short")
         self._at += size
         return self._data[self._at - size : self._at]
 
@@ -219,7 +223,7 @@ class Reader:
         if not rising:
             return values if kind == _CODES.index(code) else array(code, values)
         if 0 in values:
-            raise ValueError(f"{_DAMAGED}: numbers do not ascend")
+            raise damaged("numbers do not ascend")
         return array(code, accumulate(values))
 
     def table(self) -> Exceptions:
@@ -229,16 +233,16 @@ class Reader:
         for _ in range(2):
             lengths, blob = self.numbers("I"), self.text()
             if len(lengths) != len(uids) + 1 or lengths[0] or sum(lengths) != len(blob):
-                raise ValueError(f"{_DAMAGED}: texts do not add up")
+                raise damaged("texts do not add up")
             columns.append(Stored(blob, array("I", accumulate(lengths))))
             if len(columns) == 1 and uids and not 0 < min(lengths[1:]) <= max(lengths) <= LONGEST:
-                raise ValueError(f"{_DAMAGED}: a UIDL has 1 to {LONGEST} characters")
+                raise damaged(f"a UIDL has 1 to {LONGEST} characters")
         uidls, keys = columns
         if _VALID_TEXT.fullmatch(uidls.blob) is None:
-            raise ValueError(f"{_DAMAGED}: a UIDL has characters of 0x21 to 0x7E")
+            raise damaged("a UIDL has characters of 0x21 to 0x7E")
         return Exceptions(uids, uidls, keys)
 
     def end(self) -> None:
         """Check that nothing is left."""
         if self._at != len(self._data):
-            raise ValueError(f"{_DAMAGED}: something is left over")
+            raise damaged("something is left over")

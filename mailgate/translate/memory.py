@@ -19,7 +19,18 @@ from functools import lru_cache
 from itertools import chain
 from typing import Final
 
-from mailgate.translate.columns import Exceptions, Measured, Reader, among, counted, numbers, packed, rising, unpacked
+from mailgate.translate.columns import (
+    Exceptions,
+    Measured,
+    Reader,
+    among,
+    counted,
+    damaged,
+    numbers,
+    packed,
+    rising,
+    unpacked,
+)
 from mailgate.translate.uidl import Rendered, Template, TemplateError, Uidls, folder_id, is_valid, numbered
 
 GONE_KEPT: Final = 1000
@@ -418,7 +429,7 @@ class FolderMemory:
         try:
             return cls._decoded(Reader(unpacked(head)), Reader(unpacked(rest)))
         except (struct.error, OverflowError, IndexError, TemplateError) as error:
-            raise ValueError(f"what is remembered of a folder is damaged: {error}") from error
+            raise damaged(error) from error
 
     @classmethod
     def _decoded(cls, head: Reader, rest: Reader) -> FolderMemory:
@@ -430,17 +441,17 @@ class FolderMemory:
                 spans.append(Span(first, last, _bound(head.text()), retired_from))
         edges = [edge for span in memory.spans for edge in (span.first, span.last)]
         if edges != sorted(edges):
-            raise ValueError("what is remembered of a folder is damaged: spans overlap")
+            raise damaged("spans overlap")
         memory.measured = Measured(head.numbers("I", rising=True), head.numbers("Q"))
         if len(memory.measured.uids) != len(memory.measured.sizes):
-            raise ValueError("what is remembered of a folder is damaged: its sizes do not add up")
+            raise damaged("its sizes do not add up")
         if head.of("<B")[0]:
             uidnext, highestmodseq = head.of("<IQ")
             hidden_by = head.text()
             uids, sizes = head.numbers("I", rising=True), head.numbers("Q")
             hidden = head.numbers("I", rising=True)
             if len(uids) != len(sizes) or (uids and uids[-1] >= uidnext):
-                raise ValueError("what is remembered of a folder is damaged: its snapshot does not add up")
+                raise damaged("its snapshot does not add up")
             memory.snapshot = Snapshot(uidnext, highestmodseq, uids, sizes, hidden, hidden_by)
         memory.exceptions = rest.table()
         memory.orphans = rest.table()

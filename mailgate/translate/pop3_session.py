@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from typing import Final, NoReturn, TypeVar
+from typing import Final, Literal, NoReturn, TypeVar
 from typing import Protocol as Interface
 
 import trio
@@ -250,15 +250,12 @@ class Pop3Session(Pop3Client):
     async def _uidl(self, command: Pop3Command) -> bool:
         if command.argument.strip(b" "):
             number = await self._number(command.argument)
-            if number is None:
-                return False
-            await self._say(b"+OK %d %b\r\n" % (number, self._maildrop.uidl(number)))
-            return True
+            return number is not None and await self._ok(f"{number} {self._maildrop.uidl(number).decode('ascii')}")
         await self._say(b"+OK Unique-id listing follows\r\n")
         return await self._listing("UIDL")
 
-    async def _listing(self, kind: str) -> bool:
-        for block in self._maildrop.lines("LIST" if kind == "LIST" else "UIDL"):
+    async def _listing(self, kind: Literal["LIST", "UIDL"]) -> bool:
+        for block in self._maildrop.lines(kind):
             await self._say(block)
         await self._say(b".\r\n")
         return True
