@@ -13,7 +13,12 @@ from mailgate.config.values import FilePath, Flag, Seconds, SecretSource, Settin
 Delete = Literal["expunge", "trash", "flag", "keyword", "never"]
 WithoutUidplus = Literal["refuse", "flag", "shuffle"]
 Conflict = Literal["wait", "refuse", "takeover", "off"]
-QUIRKS = ("no-examine", "no-pipelining", "empty-is-message")
+QUIRKS: Final = {
+    "no-examine": "read_only opens with SELECT",
+    "no-pipelining": "one command at a time",
+    "empty-is-message": 'a message that is "" is an empty one, and not one that was removed',
+}
+"""What can be said of servers that need it, and what it does. Courier needs the first: EXAMINE gives no UIDVALIDITY."""
 
 DATABASES: Final = ("postgresql", "mariadb")
 """What several gateways can share: the beginnings of URLs."""
@@ -110,8 +115,7 @@ class Pop3Policy(Settings):
     quirks: Texts = Field(
         default=(),
         max_length=10,
-        description="What servers need, by name. no-examine: read_only opens with SELECT. no-pipelining: one command "
-        'at a time. empty-is-message: a message that is "" is an empty one, and not one that was removed.',
+        description=" ".join(["What servers need, by name.", *(f"{name}: {what}." for name, what in QUIRKS.items())]),
     )
     quit_timeout: Seconds = Field(
         default=60.0,

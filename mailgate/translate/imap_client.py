@@ -14,7 +14,6 @@ from typing import Final
 from mailgate.translate.imap_bodies import ImapBodies
 from mailgate.translate.imap_connection import (
     MESSAGES,
-    QUIRKS,
     SET_ROOM,
     ClientError,
     MailboxChanged,
@@ -35,7 +34,6 @@ from mailgate.wire.imap_response import Response
 from mailgate.wire.imap_sets import COMMAND_LINE, checked_flags, uid_sets
 
 __all__ = [
-    "QUIRKS",
     "ClientError",
     "ImapClient",
     "MailboxChanged",

@@ -37,13 +37,6 @@ MESSAGES: Final = 2_000_000
 GOODBYE_SECONDS: Final = 5.0
 """How long a server may take to answer LOGOUT."""
 
-QUIRKS: Final = {
-    "no-examine": "SELECT instead of EXAMINE also where nothing is to change (Courier gives no UIDVALIDITY on EXAMINE)",
-    "no-pipelining": "never a command before the one before it is answered",
-    "empty-is-message": 'a body that is "" is an empty message, not one that was expunged',
-}
-"""What can be said of servers that need it, and what it does."""
-
 SET_ROOM: Final = 64
 """Octets of a command's line for its tag and name; sets of UIDs take what is left."""
 
@@ -118,7 +111,7 @@ class ImapConnection:
 
     ``buffer`` is what bursts are read into, shared with other sessions of the process. ``residual`` is what was
     received behind the login's answer. ``seconds`` is how long the server may be silent while it is waited for.
-    ``quirks`` are some of QUIRKS.
+    ``quirks`` are some of :data:`mailgate.config.pop3.QUIRKS`.
 
     ``exists`` is how many messages the server says there are, ``expunged`` how many went since the mailbox was
     selected.

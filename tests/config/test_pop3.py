@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mailgate.translate.imap_client import QUIRKS
+from mailgate.config.pop3 import QUIRKS
 from tests.config.samples import MAIN, POP3S, TLS, problems, read
 
 START = TLS + POP3S + MAIN
@@ -27,7 +27,7 @@ def test_a_route_says_what_differs_and_inherits_the_rest() -> None:
     assert read(config.masked_toml()) == config
 
 
-def test_every_quirk_that_the_client_knows_can_be_named() -> None:
+def test_every_quirk_can_be_named() -> None:
     assert read(START + f"[pop3]\nquirks = {sorted(QUIRKS)}").pop3.quirks == tuple(sorted(QUIRKS))
     assert read(START + '[pop3]\nquirks = "no-examine"').pop3.quirks == ("no-examine",)
 

@@ -13,25 +13,11 @@ from mailgate.config.pop3 import Pop3Policy
 from mailgate.stream import SocketStream
 from mailgate.translate.imap_client import ImapClient
 from mailgate.translate.maildrop import Maildrop
-from mailgate.translate.memory import FolderMemory
 from mailgate.translate.opening import open_maildrop
+from tests.support.memories import Kept
 from tests.support.servers import Dovecot
 
 pytestmark = pytest.mark.real
-
-
-class Kept:
-    """A store of one mailbox; whatever is saved goes through bytes."""
-
-    def __init__(self) -> None:
-        self.record: tuple[bytes, bytes] | None = None
-
-    async def load(self, folder: bytes) -> FolderMemory | None:
-        return FolderMemory.decode(*self.record) if self.record else None
-
-    async def save(self, folder: bytes, memory: FolderMemory) -> FolderMemory:
-        self.record = memory.encode()
-        return memory
 
 
 class Counting(SocketStream):

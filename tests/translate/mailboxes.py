@@ -1,4 +1,8 @@
-"""An IMAP server of mailboxes in memory: others may change them between two commands, and it may refuse."""
+"""An IMAP server of mailboxes in memory: others may change them between two commands, and it may refuse.
+
+It knows what an opening asks: UIDNEXT, HIGHESTMODSEQ, EMAILID, headers. What QUIT does to mailboxes is tried with the
+model of ``tests.support.mailbox``, which knows flags, other folders and connections that end.
+"""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import trio
@@ -26,9 +26,9 @@ from mailgate.translate.maildrop import FolderView, Maildrop
 from mailgate.translate.memory import FolderMemory
 from mailgate.translate.opening import Opened, OpenFolder
 from mailgate.translate.pop3_session import Pop3Session
-from mailgate.translate.store_backend import StoreFailed
 from mailgate.translate.uidl import Stored
 from tests.support.dialogue import Stage
+from tests.support.memories import Kept
 
 CAPABILITIES = frozenset({"IMAP4REV1", "UIDPLUS", "MOVE"})
 SIZES = (30, 40, 50)
@@ -49,24 +49,6 @@ class HeldDouble:
         self.released += 1
 
 
-@dataclass
-class MemoriesDouble:
-    """A store that keeps the last of everything, or fails."""
-
-    saved: dict[bytes, FolderMemory] = field(default_factory=dict)
-    fails: bool = False
-
-    async def load(self, folder: bytes) -> FolderMemory | None:
-        return self.saved.get(folder)
-
-    async def save(self, folder: bytes, memory: FolderMemory) -> FolderMemory:
-        await trio.lowlevel.checkpoint()
-        if self.fails:
-            raise StoreFailed("the disk is full")
-        self.saved[folder] = memory
-        return memory
-
-
 def a_mailbox(**facts: Any) -> Selected:
     """What SELECT said when the maildrop was opened."""
     flags = frozenset({"\\SEEN", "\\DELETED", "\\*"})
@@ -82,7 +64,7 @@ class World:
         self.policy = Pop3Policy(**({"mark_seen": "never"} | policy))
         self.session = Session("s1", Protocol.POP3, "pop3", Peer("192.0.2.1", 4711), 0.0, State.RELAY, user=b"joe")
         self.held = HeldDouble()
-        self.memories = MemoriesDouble()
+        self.memories = Kept()
         self.watch = Watch()
         self.trace: Trace | None = None
         self.buffer = bytearray(65_536)

@@ -11,38 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mailgate.config.pop3 import Pop3Policy
-from mailgate.errors import MailgateError, UpstreamFailed
-from mailgate.model import Failure
-from mailgate.translate.imap_client import MailboxChanged, Malformed, Refused, UpstreamLost, Vanished
+from mailgate.errors import MailgateError
+from mailgate.translate.imap_client import MailboxChanged, Refused
 from mailgate.translate.memory import FolderMemory
 from mailgate.translate.opening import Opened, open_maildrop
 from mailgate.translate.refusals import refusal_for
+from mailgate.translate.store import NoStore
 from mailgate.translate.store_backend import StoreFailed
-from mailgate.translate.uidl import TemplateError, folder_prefix, header_hash
+from mailgate.translate.uidl import folder_prefix, header_hash
+from tests.support.memories import Kept
 from tests.translate.mailboxes import Mailbox, Message, Server
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC).timestamp()
-
-
-class Kept:
-    """A store in memory: whatever is saved goes through bytes."""
-
-    def __init__(self) -> None:
-        self.records: dict[bytes, tuple[bytes, bytes]] = {}
-        self.saves = 0
-
-    async def load(self, folder: bytes) -> FolderMemory | None:
-        return FolderMemory.decode(*self.records[folder]) if folder in self.records else None
-
-    async def save(self, folder: bytes, memory: FolderMemory) -> FolderMemory:
-        self.saves += 1
-        self.records[folder] = memory.encode()
-        return memory
-
-
-class Forgetful(Kept):
-    async def load(self, folder: bytes) -> FolderMemory | None:
-        return None
 
 
 async def opened(server: Server, kept: Kept | None = None, /, *folders: bytes, **policy: object) -> Opened:
@@ -52,7 +32,7 @@ async def opened(server: Server, kept: Kept | None = None, /, *folders: bytes, *
     async with server.client() as client:
         try:
             wanted = Pop3Policy.model_validate(policy)
-            found = await open_maildrop(client, wanted, kept or Forgetful(), folders or (b"INBOX",), NOW)
+            found = await open_maildrop(client, wanted, kept or NoStore().of(b""), folders or (b"INBOX",), NOW)
         except Exception as error:
             failed = error
     if failed is not None:
@@ -461,44 +441,10 @@ async def test_a_mailbox_that_is_not_there_is_told_from_one_that_cannot_be_had(
 
 
 async def test_a_store_that_fails_is_an_error() -> None:
-    class Failing(Kept):
-        async def save(self, folder: bytes, memory: FolderMemory) -> FolderMemory:
-            raise StoreFailed("the disk is full")
-
+    kept = Kept()
+    kept.fails = True
     with pytest.raises(StoreFailed):
-        await opened(filled(1), Failing())
-
-
-@pytest.mark.parametrize(
-    ("error", "reason", "code"),
-    [
-        (Refused("NO", "AUTHENTICATIONFAILED", "x"), "auth_failed", "AUTH"),
-        (Refused("NO", "INUSE", "x"), "mailbox_in_use", "IN-USE"),
-        (Refused("NO", "NONEXISTENT", "x"), "mailbox_nonexistent", "SYS/PERM"),
-        (Refused("NO", "NOPERM", "x"), "mailbox_no_permission", "SYS/PERM"),
-        (Refused("NO", "CONTACTADMIN", "x"), "mailbox_refused", "SYS/PERM"),
-        (Refused("NO", "LIMIT", "x"), "proxy_dest_connection_limit", "SYS/TEMP"),
-        (Refused("NO", "THROTTLED", "x"), "proxy_dest_connection_limit", "SYS/TEMP"),
-        (Refused("NO", "SERVERBUG", "x"), "mailbox_refused", "SYS/TEMP"),
-        (Refused("NO", "", "x"), "mailbox_refused", "SYS/TEMP"),
-        (UpstreamLost("x"), "proxy_dest_remote_failure", "SYS/TEMP"),
-        (Malformed("x"), "proxy_dest_protocol_failure", "SYS/TEMP"),
-        (MailboxChanged("x"), "mailbox_changed", "SYS/TEMP"),
-        (Vanished(3), "message_vanished", ""),
-        (StoreFailed("x"), "store_failed", "SYS/TEMP"),
-        (TemplateError("x"), "proxy_dest_internal_failure", "SYS/PERM"),
-        (UpstreamFailed(Failure.AUTH_REJECTED, "x", "x"), "auth_failed", "AUTH"),
-        (MailgateError("x"), "internal_failure", "SYS/TEMP"),
-    ],
-)
-def test_every_error_has_its_refusal(error: MailgateError, reason: str, code: str) -> None:
-    refusal = refusal_for(error)
-    assert (refusal.reason, refusal.pop3_code) == (reason, code)
-    assert refusal.text.isascii()
-
-
-def test_a_servers_limit_is_a_login_delay_where_one_is_announced() -> None:
-    assert refusal_for(Refused("NO", "LIMIT", "x"), login_delay=True).pop3_code == "LOGIN-DELAY"
+        await opened(filled(1), kept)
 
 
 # -------------------------------------------------------------------- many logins

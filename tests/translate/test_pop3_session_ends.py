@@ -154,7 +154,7 @@ async def test_quit_tells_what_was_kept(autojump_clock: object) -> None:
         """,
         world,
     )
-    assert world.memories.saved
+    assert world.memories.records
 
 
 async def test_quit_where_the_mailbox_is_another_one_deletes_nothing(autojump_clock: object) -> None:

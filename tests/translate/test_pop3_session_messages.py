@@ -225,14 +225,16 @@ async def test_a_size_that_was_told_wrong_does_no_harm(autojump_clock: object) -
         """,
         world,
     )
-    assert world.memories.saved[b"INBOX"].measured.get(12) == 6
+    memory = await world.memories.load(b"INBOX")
+    assert memory is not None
+    assert memory.measured.get(12) == 6
 
 
 @pytest.mark.parametrize("size", ["trust", "exact"])
 async def test_sizes_are_learnt_where_that_is_wanted(autojump_clock: object, size: str) -> None:
     world = World(size=size)
     await played(f"C: RETR 2\n{whole('a', 12, 'm1')}\nS: +OK 40 octets\nS: a\nS: .\n{leaving('m2')}", world)
-    assert not world.memories.saved
+    assert not world.memories.records
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -240,7 +242,7 @@ async def test_what_was_learnt_is_kept_without_quit(autojump_clock: object, fail
     world = World(size="cache")
     world.memories.fails = fails
     await played(f"C: RETR 2\n{whole('a~', 12, 'm1')}\nS: +OK 40 octets\nS: a\nS: .\nclose: client", world)
-    assert bool(world.memories.saved) is not fails
+    assert bool(world.memories.records) is not fails
 
 
 # -------------------------------------------------------------------- TOP
