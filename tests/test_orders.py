@@ -130,7 +130,7 @@ async def test_a_session_gives_its_maildrop_up_when_another_worker_asks() -> Non
         told = trio.Event()
         maildrops = worker.gateway._lasting.maildrops
         register = maildrops._register
-        held = await maildrops.take(b"joe", conflict="wait", wait=0.0, give_way=told.set)
+        held = await maildrops.take([b"joe"], conflict="wait", wait=0.0, give_way=told.set)
         for ask, place in enumerate((register.place(b"ann"), register.place(b"joe"))):
             assert not told.is_set()
             worker.channel.put({"word": "asked", "ask": ask, "kind": "give_way", "facts": {"place": place}})
@@ -151,7 +151,7 @@ async def test_one_that_wants_a_maildrop_of_another_worker_asks_all() -> None:
             assert other.lock(place)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(
-                    partial(maildrops.take, b"joe", conflict="takeover", wait=10.0, give_way=told_nothing)
+                    partial(maildrops.take, [b"joe"], conflict="takeover", wait=10.0, give_way=told_nothing)
                 )
                 asked = await worker.hears("ask")
                 assert (asked["kind"], asked["facts"]) == ("give_way", {"place": place})
