@@ -303,7 +303,9 @@ def _pop3(settings: Pop3Settings, draft: Draft) -> Iterator[ConfigProblem]:
             if value and value not in ("trust", "exact"):
                 yield ConfigProblem(
                     f"{path}.{option}",
-                    text(value) if isinstance(value, str) else str(value),
+                    str(value)
+                    if isinstance(value, int)
+                    else text(format_duration(value) if isinstance(value, float) else value),
                     f"{why}, so this needs a place to remember: add [pop3.store] with path = …",
                 )
 

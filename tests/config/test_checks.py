@@ -155,7 +155,7 @@ def main_pool(servers: str = '["a.internal:993"]', **options: str) -> str:
         (
             TLS + POP3S + MAIN + '[pop3]\nmax_age = "30d"\n[[route]]\npool = "main"\npop3 = { size = "cache" }',
             [
-                "pop3.max_age = 2592000.0: a message that was shown once must stay, so this needs a place to remember: "
+                'pop3.max_age = "30d": a message that was shown once must stay, so this needs a place to remember: '
                 "add [pop3.store] with path = …",
                 'route[0].pop3.size = "cache": what was seen must be kept, so this needs a place to remember: '
                 "add [pop3.store] with path = …",
