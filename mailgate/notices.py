@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import stat
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Final
 
 from mailgate.config import Config
@@ -22,6 +24,23 @@ def warn(config: Config, tls: ServerTls | None, logger: Logger) -> None:
     for warning in config.warnings:
         logger.warning("configuration", warning=warning)
     warn_of_expiry(tls, logger)
+    if config.pop3.store is not None and config.pop3.store.path is not None:
+        _warn_of_store(config.pop3.store.path, logger)
+
+
+def _warn_of_store(path: Path, logger: Logger) -> None:
+    """Warn of a store that is not there, which may be a lost one, or that others may read."""
+    try:
+        found = path.stat()
+    except OSError:
+        found = None
+    if found is None or not found.st_size:
+        advice = "right for the first start; if clients were here before, stop mailgate and restore it from its backup"
+        logger.warning("the store of POP3 clients' unique-ids will be made anew", path=str(path), advice=advice)
+    elif found.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        logger.warning(
+            "others may read or change the store of POP3 clients' unique-ids", path=str(path), advice="chmod 600"
+        )
 
 
 def warn_of_expiry(tls: ServerTls | None, logger: Logger) -> None:
