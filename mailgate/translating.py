@@ -1,7 +1,8 @@
 """POP3 sessions on IMAP servers, by one configuration: from an accepted login to an open maildrop.
 
 What may be refused is refused in the order that costs least and tells least: only who could sign in at the server
-hears of a delay or a lock, and what a client is shown is remembered before it is shown.
+hears of a delay or a lock. That the server limits a user is told before, since the sign-in is what it is to be spared.
+What a client is shown is remembered before it is shown.
 """
 
 from __future__ import annotations

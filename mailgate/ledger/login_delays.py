@@ -21,8 +21,8 @@ class LoginDelays:
     def remaining(self, key: bytes, seconds: float) -> float:
         """Return for how many seconds the user ``key`` may not log in yet; 0 if they may.
 
-        ``seconds`` is the least time between two logins. To be asked only after the credentials were accepted, since
-        the answer tells that there is such a user.
+        ``seconds`` is the least time between two logins. For a delay that is the user's own it is to be asked only
+        after the credentials were accepted, since the answer tells that there is such a user.
         """
         return self._register.remaining(key, self._clock(), seconds) if seconds > 0 else 0.0
 

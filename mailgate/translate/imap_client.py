@@ -28,7 +28,7 @@ from mailgate.translate.imap_connection import (
 from mailgate.wire import mailbox_name
 from mailgate.wire.imap import encode_arguments
 from mailgate.wire.imap_fetch import Event, Found
-from mailgate.wire.imap_list import listed
+from mailgate.wire.imap_list import Listed, listed
 from mailgate.wire.imap_overview import SPARE_ROWS, Overview, OverviewRows
 from mailgate.wire.imap_response import Response
 from mailgate.wire.imap_sets import COMMAND_LINE, checked_flags, uid_sets
@@ -187,38 +187,34 @@ class ImapClient(ImapBodies):
             command = b'LIST (SPECIAL-USE) "" "*"'
         elif "XLIST" in self.capabilities and "SPECIAL-USE" not in self.capabilities:
             command = b'XLIST "" "*"'
-        found: list[bytes] = []
-
-        def take(event: Event) -> None:
-            mailbox = listed(event) if isinstance(event, Response) else None
-            if (
-                not found
-                and mailbox is not None
-                and use.upper() in mailbox.attributes
-                and mailbox.selectable
-                and mailbox.name
-            ):
-                found.append(mailbox_name.to_wire(mailbox.name.decode("utf-8")) if self.utf8 else mailbox.name)
-
-        await self.command(command, take=take)
-        return found[0] if found else None
+        return await self._listed(lambda one: use.upper() in one.attributes and bool(one.name), command)
 
     async def knows(self, folder: bytes) -> bool:
         """Return whether the server lists a mailbox, or will not tell. Raises ValueError for what is no name."""
         first, *others = self._mailbox(folder)
-        found: set[bytes] = set()
-
-        def take(event: Event) -> None:
-            mailbox = listed(event) if isinstance(event, Response) else None
-            if mailbox is not None and mailbox.selectable:
-                found.add(mailbox.name)
-
         try:
-            await self.command(b'LIST ""' + first, *others, take=take)
+            # In a pattern % and * stand for others too.
+            found = await self._listed(lambda one: self._in_utf7(one.name) == folder, b'LIST ""' + first, *others)
         except Refused:
             return True
-        # In a pattern % and * stand for others too.
-        return (mailbox_name.to_text(folder).encode("utf-8") if self.utf8 else folder) in found
+        return found is not None
+
+    async def _listed(self, wanted: Callable[[Listed], bool], *pieces: bytes) -> bytes | None:
+        """Return the name of the first mailbox of a LIST that is wanted and can be selected. Raises Refused."""
+        found: bytes | None = None
+
+        def take(event: Event) -> None:
+            nonlocal found
+            mailbox = listed(event) if isinstance(event, Response) else None
+            if found is None and mailbox is not None and mailbox.selectable and wanted(mailbox):
+                found = self._in_utf7(mailbox.name)
+
+        await self.command(*pieces, take=take)
+        return found
+
+    def _in_utf7(self, name: bytes) -> bytes:
+        """Return a name that the server told in the form that every other call takes."""
+        return mailbox_name.to_wire(name.decode("utf-8", "backslashreplace")) if self.utf8 else name
 
     async def create(self, folder: bytes | str) -> None:
         """Make a mailbox. Raises Refused, ValueError."""

@@ -292,5 +292,24 @@ async def test_a_mailbox_may_be_missing(answer: str, there: bool) -> None:
     assert await playing(script, lambda client: client.knows(b"a*")) is there
 
 
+async def test_names_in_utf8_are_told_as_they_are_taken() -> None:
+    async def use(client: ImapClient) -> tuple[bytes | None, bool]:
+        client.utf8 = True
+        return await client.special_use("\\Trash"), await client.knows(b"M&APw-ll")
+
+    trash, other = "M\\xc3\\xbcll", "\\xff"
+    script = f"""G: m1 LIST "" "*"
+U: * LIST () "/" "{other}"
+U: * LIST (\\x5cTrash) "/" "{trash}"
+U: m1 OK done
+G: m2 LIST "" <*>
+U: + go on
+G: {trash}
+U: * LIST () "/" "{other}"
+U: * LIST () "/" "{trash}"
+U: m2 OK done"""
+    assert await playing(script, use) == (b"M&APw-ll", True)
+
+
 async def test_a_mailbox_is_made() -> None:
     await playing('G: m1 CREATE "Gel&APY-scht"\nU: m1 OK done', lambda client: client.create("Gelöscht"))
